@@ -1,0 +1,1 @@
+"""Presets: YAML over the dataclasses of the library."""

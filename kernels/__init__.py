@@ -1,0 +1,1 @@
+"""Operators over memory: pure tensor functions, a readable reference beside each fast path."""

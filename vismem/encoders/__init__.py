@@ -1,0 +1,1 @@
+"""Frames to features, words to features."""

@@ -1,0 +1,1 @@
+"""The memories: bounded state over tensors, one file a bank."""

@@ -1,0 +1,1 @@
+"""Durable memories: segments, tail log, manifest, event index."""
