@@ -51,6 +51,14 @@ def test_a_cat_is_no_person(detector: PersonDetector) -> None:
     assert boxes.shape == (0, 4) and scores.shape == (0,)
 
 
+@pytest.mark.parametrize("colour", [(0, 0, 0), (0, 0, 12), (9, 9, 9), (255, 255, 255)])
+def test_a_flat_picture_shows_nobody(detector: PersonDetector, colour: tuple[int, ...]) -> None:
+    """The network alone gives pure black a score of 0.27."""
+    flat = np.full((36, 64, 3), colour, np.uint8)
+    assert len(detector.detect(flat, threshold=0.1)[1]) == 0
+    assert len(detector.detect(flat, tiles=(1, 2), threshold=0.1)[1]) == 0
+
+
 def test_tiles_put_boxes_where_the_people_are(detector: PersonDetector) -> None:
     wide = np.full((512, 1600, 3), 200, np.uint8)
     wide[:, 20:532] = skimage.data.astronaut()

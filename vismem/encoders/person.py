@@ -47,6 +47,8 @@ GRIDS = (19, 10, 5, 3, 2, 1)
 SCALES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95, 1.0)
 BOX_CODE = (10.0, 10.0, 5.0, 5.0)  # variances that divide the code of centre and size
 NMS_IOU = 0.6  # as in the graph
+# Least standard deviation of a view, in gray levels: the network sees a person in pure black.
+FLAT = 4.0
 OVERLAP = 0.2  # of a tile with the next, so that most people are whole in one of the two
 EDGE = 0.01  # of a tile: a box that ends this close to an edge is taken as cut by it
 FRAGMENT = 0.7  # share of a cut box inside a whole one from which on it is the same person
@@ -233,7 +235,7 @@ class PersonDetector:
             )
         if min(tiles) < 1 or not 0 <= threshold <= 1:
             raise UsageError(
-                f"tiles must be 1 or more each way, threshold in [0, 1], not {tiles} and {threshold}"
+                f"tiles must be 1 or more each way, threshold in [0, 1], not {tiles}, {threshold}"
             )
         height, width = image.shape[:2]
         windows = [
@@ -247,6 +249,10 @@ class PersonDetector:
             cv2.resize(image[y0:y1, x0:x1], (SIZE, SIZE), interpolation=cv2.INTER_LINEAR)
             for x0, y0, x1, y1 in windows
         ]
+        seen = [i for i, view in enumerate(views) if cv2.meanStdDev(view)[1].max() >= FLAT]
+        if not seen:
+            return torch.zeros(0, 4), torch.zeros(0)
+        windows, views = [windows[i] for i in seen], [views[i] for i in seen]
         x = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)  # channels last as it stands
         codes, logits = self.network((x.float() / 127.5 - 1.0).to(self.dtype))
         scores = logits.float().sigmoid()
