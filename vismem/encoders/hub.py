@@ -1,0 +1,309 @@
+"""Encoders from the Hugging Face hub: SigLIP, SigLIP 2 and CLIP through transformers.
+
+Sources: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
+(CLIP), 2021 (https://arxiv.org/abs/2103.00020); Zhai et al., "Sigmoid Loss for Language Image
+Pre-Training" (SigLIP), 2023 (https://arxiv.org/abs/2303.15343); Tschannen et al., "SigLIP 2", 2025
+(https://arxiv.org/abs/2502.14786).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vismem.encoders.base import Encoding, Query
+from vismem.errors import SourceError, UsageError, require
+
+__all__ = ["NULL_PROMPTS", "SHORT_NAMES", "HubEncoder"]
+
+SHORT_NAMES = {
+    "siglip2": "google/siglip2-base-patch16-224",
+    "clip": "openai/clip-vit-base-patch32",
+}
+FAMILIES = ("siglip", "siglip2", "clip")
+
+# What a CLIP query has to beat: sentences that fit any picture. Changing them changes what
+# `HubEncoder.probability` means, so they are part of the identity.
+NULL_PROMPTS = (
+    "a photo",
+    "a picture of something",
+    "an indoor scene",
+    "an outdoor scene",
+    "a room with furniture",
+    "a street with buildings",
+    "a landscape with sky",
+    "a close-up of an object",
+    "a blurry picture",
+    "an empty background",
+)
+
+CONFIGURATION = ("*.json", "*.txt", "*.model")
+HUB_TIMEOUT = 5.0  # seconds that the hub may take to answer before the local cache is used
+
+
+class HubEncoder:
+    """A dual encoder of the hub behind the encoder protocol.
+
+    CLIP's processor crops the centre square, so a CLIP encoder sees nothing at the sides of a wide
+    picture, and the positions of its tokens say so. SigLIP sees the whole picture.
+
+    Args:
+        name: ``"siglip2"``, ``"clip"``, any SigLIP, SigLIP 2 or CLIP model of the hub, or a folder
+            that ``save_pretrained`` wrote.
+        device: Where the model runs; CUDA if there is one, else MPS, else the CPU by default. What
+            comes out lies on the CPU always.
+        dtype: Number format of the model; float16 on CUDA and float32 elsewhere by default.
+        revision: Commit, tag or branch of the hub's repository.
+        max_tokens: Tokens of a picture; a finer grid of patches is averaged down to this many.
+
+    Attributes:
+        identity: Model, revision, sha256 of the weights' files and configuration.
+        label_names: Empty; the models name nothing.
+
+    Raises:
+        UsageError: If transformers is not installed, or the name is no model of these families.
+        SourceError: If the hub cannot be reached and the model is not in its local cache.
+
+    Example:
+        >>> encoder = HubEncoder("siglip2")  # doctest: +SKIP
+        >>> frame = np.zeros((360, 640, 3), np.uint8)  # doctest: +SKIP
+        >>> encoder.probability(  # doctest: +SKIP
+        ...     encoder.query("a dog"), encoder.encode([frame])[0].embedding[None]
+        ... )
+        tensor([0.0001])
+    """
+
+    label_names: Sequence[str] = ()
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        revision: str | None = None,
+        max_tokens: int = 64,
+    ) -> None:
+        if max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
+        transformers = require("transformers", extra="hub")
+        name = SHORT_NAMES.get(name, name)
+        folder, commit = _find(name, revision)
+        self.device = torch.device(device) if device is not None else _best_device()
+        default = torch.float16 if self.device.type == "cuda" else torch.float32
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder)
+            if config.model_type not in FAMILIES:
+                raise ValueError(f"it is a {config.model_type} model, not {' or '.join(FAMILIES)}")
+            self._images = transformers.AutoImageProcessor.from_pretrained(folder)
+            self._words = transformers.AutoTokenizer.from_pretrained(folder)
+            model, loaded = transformers.AutoModel.from_pretrained(
+                folder, dtype=dtype or default, output_loading_info=True
+            )
+            if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random
+                raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
+        except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
+            raise UsageError(
+                f"{name} cannot be loaded: {_first_line(error)}; name another model or "
+                "use --encoder embedded"
+            ) from error
+        self._model = model.to(self.device).eval().requires_grad_(False)
+        self._config = config
+        self.max_tokens = max_tokens
+        self.token_dim = int(config.vision_config.hidden_size)
+        self.identity = {
+            "model": name if folder != Path(name) else folder.resolve().name,
+            "revision": commit,
+            "weights": _weights_sha256(folder),
+            "config": f"{config.model_type}, tokens {max_tokens}, rule 1",
+        }
+        self._nulls = self._read(NULL_PROMPTS) if config.model_type == "clip" else None
+        self.embedding_dim = len(self._read(["a photo"])[0])
+
+    @torch.no_grad()
+    def encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
+        """Encode pictures in one batch.
+
+        Args:
+            images: Pictures of any sizes, each ``(H, W, 3)`` uint8 RGB.
+
+        Returns:
+            An encoding for each: patch tokens of the last layer, averaged to at most ``max_tokens``
+            cells, and the picture's vector; no detail and no labels.
+        """
+        if not images:
+            return []
+        planes = [torch.from_numpy(np.ascontiguousarray(i)).permute(2, 0, 1) for i in images]
+        inputs = self._images(planes, return_tensors="pt", input_data_format="channels_first")
+        inputs = inputs.to(self.device)
+        pixels = inputs["pixel_values"].to(self._model.dtype)
+        if "spatial_shapes" in inputs:  # patches of the picture's own shape (NaFlex), padded
+            shapes = inputs["spatial_shapes"]
+            seen = self._model.vision_model(pixels, inputs["pixel_attention_mask"], shapes)
+            grids = [(int(rows), int(columns)) for rows, columns in shapes.tolist()]
+        else:
+            seen = self._model.vision_model(pixels)
+            patch = self._config.vision_config.patch_size
+            grids = [(pixels.shape[-2] // patch, pixels.shape[-1] // patch)] * len(images)
+        vectors, hidden = seen.pooler_output, seen.last_hidden_state
+        if self._config.model_type == "clip":
+            vectors = self._model.visual_projection(vectors)
+            hidden = hidden[:, 1:]  # the class token has no place in the picture
+        vectors = F.normalize(vectors.float(), dim=-1).cpu()
+        found = []
+        for image, grid, tokens, vector in zip(images, grids, hidden.float(), vectors, strict=True):
+            pooled, cells = self._pool(tokens, grid)
+            positions = _centres(*cells, *self._visible(*image.shape[:2]))
+            found.append(Encoding(pooled.half().cpu(), positions, vector))
+        return found
+
+    @torch.no_grad()
+    def query(self, text: str) -> Query:
+        """Read a sentence, as it is: no prompt is put around it."""
+        return Query(text, self._read([text])[0])
+
+    @torch.no_grad()
+    def probability(self, query: Query, embeddings: Tensor) -> Tensor:
+        """How likely each picture shows what is asked.
+
+        SigLIP is trained on this very question: ``sigmoid(scale * cosine + bias)``. CLIP is trained
+        to rank and has no absolute score: its figure is the share of the query in a softmax against
+        `NULL_PROMPTS`, which orders pictures well and is calibrated only roughly.
+
+        Args:
+            query: What `query` returned.
+            embeddings: Pictures, ``(M, E)``, unit length.
+
+        Returns:
+            Probabilities, ``(M,)`` float32.
+        """
+        embeddings = embeddings.float()
+        cosines = embeddings @ query.vector.to(embeddings.device)
+        scale = self._model.logit_scale.float().exp().to(embeddings.device)
+        if self._nulls is None:
+            bias = self._model.logit_bias.float().to(embeddings.device)
+            return torch.sigmoid(scale * cosines + bias)
+        nulls = embeddings @ self._nulls.to(embeddings.device).T
+        return (scale * torch.cat([cosines[:, None], nulls], 1)).softmax(-1)[:, 0]
+
+    @torch.no_grad()
+    def _read(self, texts: Sequence[str]) -> Tensor:
+        """Vectors of sentences, ``(T, E)`` float32, unit length."""
+        length = self._config.text_config.max_position_embeddings
+        options: dict[str, Any] = {"max_length": length, "padding": "max_length"}
+        options |= {"truncation": True, "return_tensors": "pt"}
+        if self._config.model_type == "clip":
+            inputs = self._words(list(texts), **options).to(self.device)
+            read = self._model.text_model(inputs["input_ids"], inputs["attention_mask"])
+            vectors = self._model.text_projection(read.pooler_output)
+        else:
+            # SigLIP was trained on lower case and attends to its padding, so no mask is given.
+            inputs = self._words([text.lower() for text in texts], **options).to(self.device)
+            vectors = self._model.text_model(inputs["input_ids"]).pooler_output
+        return F.normalize(vectors.float(), dim=-1).cpu()
+
+    def _pool(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """Average patches ``(rows * columns + padding, D)`` to cells, and say how many each way."""
+        rows, columns = grid
+        patches = tokens[: rows * columns].T.reshape(1, -1, rows, columns)
+        scale = min(1.0, math.sqrt(self.max_tokens / (rows * columns)))
+        down = max(1, min(int(rows * scale + 1e-6), self.max_tokens))  # 8, where floats say 7.9999
+        across = max(1, min(int(columns * scale + 1e-6), self.max_tokens // down))
+        return F.adaptive_avg_pool2d(patches, (down, across))[0].flatten(1).T, (down, across)
+
+    def _visible(self, height: int, width: int) -> tuple[float, float]:
+        """Shares of a picture's height and width that the processor leaves of it."""
+        if not getattr(self._images, "do_center_crop", False):
+            return 1.0, 1.0
+        size, crop = self._images.size, self._images.crop_size
+        edge = size.get("shortest_edge")
+        scale = edge / min(height, width) if edge else None
+        high = height * scale if scale else size["height"]
+        wide = width * scale if scale else size["width"]
+        return min(1.0, crop["height"] / high), min(1.0, crop["width"] / wide)
+
+
+def _find(name: str, revision: str | None) -> tuple[Path, str]:
+    """The folder that holds a model, from the hub if need be, and its commit."""
+    if Path(name).is_dir():
+        return Path(name), "local"
+    hub = require("huggingface_hub", extra="hub")
+    errors = hub.errors
+
+    def fetch(patterns: Sequence[str]) -> Path:
+        # Answers from the local cache by itself where the hub is out of reach or offline is set.
+        return Path(
+            hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(patterns), etag_timeout=HUB_TIMEOUT
+            )
+        )
+
+    try:
+        folder = fetch([*CONFIGURATION, "model*.safetensors"])
+        if not _weights(folder):
+            folder = fetch([*CONFIGURATION, "pytorch_model*.bin"])  # repositories of before 2023
+    except (
+        errors.HFValidationError,
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+    ) as error:
+        raise UsageError(
+            f"{name} is neither a folder nor a model that the hub gives out "
+            f"({_first_line(error)}); check name and revision, or use --encoder embedded"
+        ) from error
+    except Exception as error:  # every version of the hub's client fails in its own ways
+        raise SourceError(
+            f"the hub cannot be reached and {name} is not in its local cache "
+            f"({_first_line(error)}); use --encoder embedded, which needs no hub, or name a "
+            "folder that holds the model"
+        ) from error
+    if not _weights(folder):
+        raise SourceError(
+            f"the local cache of {name} holds no weights; reach the hub once to complete it, or "
+            "use --encoder embedded, which needs no hub"
+        )
+    return folder, folder.name
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of weights that transformers would load."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+
+
+def _weights_sha256(folder: Path) -> str:
+    """Digest of the weights: of the file as the hub shows it, or of all parts in order."""
+    digest = hashlib.sha256()
+    for path in _weights(folder):
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _best_device() -> torch.device:
+    """CUDA, else MPS, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _centres(rows: int, columns: int, high: float, wide: float) -> Tensor:
+    """Centres of cells as fractions ``x y`` of a picture of which the middle is seen."""
+    y = 0.5 + ((torch.arange(rows) + 0.5) / rows - 0.5) * high
+    x = 0.5 + ((torch.arange(columns) + 0.5) / columns - 0.5) * wide
+    return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], 1)
+
+
+def _first_line(error: Exception) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".") if lines else type(error).__name__
