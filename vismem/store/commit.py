@@ -1,0 +1,64 @@
+"""The files of the next commit: written and forced to the medium before any manifest names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from .disk import sync_directory, write_file
+from .manifest import Manifest, SegmentEntry, StateEntry, state_file, tail_file
+from .record import pack
+from .segment import SegmentData, write_segment
+from .tail import TailLog
+
+__all__ = ["write_commit"]
+
+
+def write_commit(
+    directory: Path,
+    before: Manifest,
+    *,
+    segments: Mapping[str, SegmentData],
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, Any] | None,
+    first: int,
+) -> Manifest:
+    """Write new segments, the state and an empty tail.
+
+    Args:
+        directory: The memory.
+        before: The last commit; its segments are not written again.
+        segments: All segments, in order; only new names are looked up.
+        state: Tensors of the mutable state.
+        meta: Facts to note, or ``None`` for those of the last commit.
+        first: Number that the next record will have.
+
+    Returns:
+        The manifest to switch to.
+
+    Raises:
+        OSError: If the disk is full or fails; what was written is named by no manifest.
+        UsageError: If something cannot be stored.
+    """
+    known = {entry.name: entry for entry in before.segments}
+    entries: list[SegmentEntry] = []
+    for name in segments:
+        entries.append(known.get(name) or write_segment(directory, name, segments[name]))
+    generation = before.generation + 1
+    path = directory / state_file(generation)
+    sha256, size = write_file(path, [pack(state, {})])
+    TailLog.create(directory / tail_file(generation))
+    sync_directory(directory)
+    return Manifest(
+        encoder=before.encoder,
+        config=before.config,
+        meta=before.meta if meta is None else dict(meta),
+        durability=before.durability,
+        tail=tail_file(generation),
+        first=first,
+        state=StateEntry(path.name, sha256, size),
+        segments=tuple(entries),
+    )
