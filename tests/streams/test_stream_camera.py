@@ -146,6 +146,9 @@ def test_finite_video_behind_an_address_gives_every_frame(tmp_path, video, serve
     stream = open_stream(f"http://127.0.0.1:{server.server_port}/file.mp4", reconnect=False)
     frames = list(stream)
     assert not stream.live
+    left, right = frames[0].image[20:40, :40], frames[0].image[20:40, 56:]
+    assert left[..., 0].mean() > 150 > 50 > left[..., 2].mean()
+    assert right[..., 2].mean() > 150 > 50 > right[..., 0].mean()
     assert [number(frame.image) for frame in frames] == list(range(40))
     assert np.allclose([frame.timestamp for frame in frames], np.arange(40) / 30, atol=2e-3)
     assert stream.stats.dropped == 0
@@ -217,6 +220,10 @@ class Capture:
     def retrieve(self):
         return True, np.zeros((2, 2, 3), np.uint8)
 
+    def get(self, what):
+        assert what == cv2.CAP_PROP_POS_MSEC
+        return -100.0 * self.left
+
     def release(self):
         pass
 
@@ -246,6 +253,13 @@ def test_slow_reader_gets_the_newest_frame(monkeypatch):
     stream._thread.join(10)
     assert [frame.index for frame in stream] == [10]
     assert (stream.stats.frames, stream.stats.dropped) == (1, 10)
+
+
+def test_finite_video_waits_for_its_reader(monkeypatch):
+    monkeypatch.setattr(CameraStream, "live", False)
+    stream = fake(monkeypatch, Capture(500))
+    assert [frame.index for frame in stream] == list(range(500))
+    assert stream.stats.dropped == 0
 
 
 def test_sampling_and_late_frames(monkeypatch):

@@ -85,6 +85,33 @@ def test_truncated_mp4_gives_what_is_there(tmp_path, video, number):
     )
 
 
+def test_read_errors_end_the_file(tmp_path, video, monkeypatch):
+    path = video(tmp_path / "a.mp4", CFR)
+    opened = av.open
+
+    class Breaking:
+        def __init__(self, path):
+            self.inner = opened(path)
+            self.streams, self.duration = self.inner.streams, self.inner.duration
+
+        def demux(self, stream):
+            for number, packet in enumerate(self.inner.demux(stream)):
+                if number == 20:
+                    raise av.FFmpegError(5, "Input/output error")
+                yield packet
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.inner.close()
+
+    monkeypatch.setattr(av, "open", Breaking)
+    stream = open_stream(path)
+    assert 15 < len(list(stream)) <= 20
+    assert stream.stats.problems[0] == "file ends early: it holds 20 of 60 frames"
+
+
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_truncated_matroska_gives_what_is_there(tmp_path, video, number, decoder):
     path = cut(video(tmp_path / "a.mkv", [i / 10 for i in range(60)], noise=True), 0.5)

@@ -82,11 +82,24 @@ def test_every_ordinary_kind_of_picture(tmp_path):
         assert np.abs(frame.image.astype(int) - (255, 0, 0)).max() < 12
 
 
-@pytest.mark.parametrize("dtype, value", [(np.uint8, 200), (np.uint16, 200 << 8)])
-def test_gray_and_one_pixel(tmp_path, dtype, value):
-    write(tmp_path / "gray.png", np.full((1, 1), value, dtype))
+@pytest.mark.parametrize(
+    "dtype, value, suffix",
+    [(np.uint8, 200, "png"), (np.uint16, 200 << 8, "png"), (np.float32, 200 / 255, "tif")],
+)
+def test_gray_and_one_pixel(tmp_path, dtype, value, suffix):
+    write(tmp_path / f"gray.{suffix}", np.full((1, 1), value, dtype))
     (frame,) = open_stream(tmp_path)
     assert frame.image.tolist() == [[[200, 200, 200]]]
+
+
+def test_phones_are_turned_upright(tmp_path):
+    from PIL import Image
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to show
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.jpg", exif=exif)
+    (frame,) = open_stream(tmp_path)
+    assert (frame.width, frame.height) == (4, 6)
 
 
 def test_unreadable_pictures_are_counted(tmp_path):

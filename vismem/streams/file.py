@@ -199,9 +199,9 @@ class DecordDecoder:
 
 
 # The faster one first. Processor time per frame in milliseconds, `benchmarks/decoders.py` on H.264
-# clips of 1280x720, 768x432 and 640x360, one thread: at 2 fps PyAV 15.9, 2.0 and 2.4, decord 24.0,
-# 4.4 and 3.5, because PyAV can leave unneeded frames undecoded; every frame: PyAV 3.1, 0.8 and 0.9,
-# decord 2.8, 0.9 and 0.8.
+# clips of 1280x720, 768x432 and 640x360, one thread each: at 2 fps PyAV 16.4, 1.8 and 2.7, decord
+# 35.4, 3.9 and 4.6, because PyAV leaves unneeded frames undecoded; every frame: PyAV 3.1, 0.9 and
+# 0.8, decord 2.6, 0.9 and 0.8.
 _DECODERS: dict[str, tuple[str, Callable[[Path], Decoder]]] = {
     "pyav": ("av", PyAVDecoder),
     "decord": ("decord", DecordDecoder),

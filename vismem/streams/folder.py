@@ -70,12 +70,14 @@ def read_picture(data: bytes) -> np.ndarray:
     import cv2  # Here, because `open_stream` asks this module for the endings of pictures.
 
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+        image = cv2.imdecode(
+            np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
+        )
     except cv2.error as error:  # Empty, or larger than OpenCV dares to allocate.
         raise ValueError("it is no picture, or far too large") from error
     if image is None:
         raise ValueError("it is no picture")
-    return as_rgb(image[:, :, ::-1])
+    return as_rgb(image if image.ndim == 2 else image[:, :, ::-1])
 
 
 class FolderStream(Stream):
