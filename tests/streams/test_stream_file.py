@@ -151,6 +151,14 @@ def test_decord_steps_in_where_pyav_is_missing_or_cannot(tmp_path, video, monkey
     assert stream.stats.problems == ["PyAV cannot open it, decord does (no such luck)"]
 
 
+def test_pyav_that_is_too_old_says_so(tmp_path, video, monkeypatch):
+    path = video(tmp_path / "a.mp4", CFR[:5])
+    monkeypatch.setattr(av, "VideoFrame", object)
+    stream = open_stream(path)
+    assert len(list(stream)) == 5
+    assert "pip install -U 'av>=14.1'" in stream.stats.problems[0]
+
+
 def audio_only(path):
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)

@@ -43,6 +43,8 @@ class PyAVDecoder:
 
     def __init__(self, path: Path) -> None:
         self._av: Any = require("av", extra="av")
+        if not hasattr(self._av.VideoFrame, "rotation"):
+            raise ValueError("this PyAV is older than 14.1; run: pip install -U 'av>=14.1'")
         self._path = path
         pts, keyframes = [], []
         try:
