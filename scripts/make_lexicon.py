@@ -8,8 +8,8 @@ Writes ``data/lexicon.json`` (nouns to classes, nouns for people) and
 ImageNet's 1000 classes are WordNet 3.0 noun synsets in ascending order of their file offset, so the
 class names of torchvision find their synsets again by a longest ascending match; the two names that
 torchvision disambiguated by hand are given here. A noun then names every class below any of its
-senses, earlier senses weighing more. A common noun that names none counts half for the classes of its
-parent, if these are few: a kettle is a kind of pot, as teapots are.
+senses, earlier senses weighing more. A common noun that names none counts half for the classes of
+its parent, if these are few: a kettle is a kind of pot, as teapots are.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ MOST_KIN = 12  # a parent with more classes says too little about its other chil
 PEOPLE = "people crowd folk family couple team audience kids guys pedestrians staff crew".split()
 
 
-def read_synsets(folder: Path) -> dict[str, tuple[list[str], list[str], str]]:
-    """Read ``{offset: (words, hypernym offsets, gloss)}`` of all noun synsets that are not instances."""
+def read_synsets(folder: Path) -> dict[str, tuple[list[str], list[str], str, list[str]]]:
+    """Read ``{offset: (words, hypernyms, gloss, part holonyms)}`` of all noun synsets."""
     synsets = {}
     for line in (folder / "data.noun").read_text().splitlines():
         if line.startswith("  "):
@@ -47,7 +47,8 @@ def read_synsets(folder: Path) -> dict[str, tuple[list[str], list[str], str]]:
         rest = fields[5 + 2 * count :]
         pointers = [rest[i : i + 4] for i in range(0, len(rest) - 3, 4)]
         parents = [offset for symbol, offset, part, _ in pointers if symbol == "@" and part == "n"]
-        synsets[fields[0]] = (words, parents, gloss.split(";")[0].strip())
+        wholes = [offset for symbol, offset, part, _ in pointers if symbol == "#p"]
+        synsets[fields[0]] = (words, parents, gloss.split(";")[0].strip(), wholes)
     return synsets
 
 
@@ -116,8 +117,11 @@ def main(wordnet: Path, out: Path) -> None:
 
     classes = match_classes(senses)
     own = OWN.split()
-    classes = [dict(zip(own[::2], own[1::2])).get(str(n), o) for n, o in enumerate(classes)]
-    assert classes == sorted(classes), "ImageNet's classes stand in ascending order of their synsets"
+    by_number = dict(zip(own[::2], own[1::2], strict=True))
+    classes = [by_number.get(str(number), offset) for number, offset in enumerate(classes)]
+    assert classes == sorted(classes), (
+        "ImageNet's classes stand in ascending order of their synsets"
+    )
     classes = [RECEIVERS.get(number, offset) for number, offset in enumerate(classes)]
     below: dict[str, set[int]] = {}
     for number, offset in enumerate(classes):
@@ -125,17 +129,25 @@ def main(wordnet: Path, out: Path) -> None:
             below.setdefault(ancestor, set()).add(number)
 
     common = set((out / "bert_vocab.txt").read_text().split())
+    parts: dict[str, set[int]] = {}  # classes that are parts of a synset: a grille shows a car
+    for number, offset in enumerate(classes):
+        for whole in synsets[offset][3]:
+            parts.setdefault(whole, set()).add(number)
+
     words: dict[str, list] = {}
     people: set[str] = set(PEOPLE)
     for lemma, offsets in senses.items():
         physical = [o for o in offsets if PHYSICAL in above(o) and len(above(o)) > 1]
-        if PERSON in above(offsets[0]):
-            people.add(lemma)
         named = [
             [round(1 / (1 + rank), 3), ranges(below[offset])]
             for rank, offset in enumerate(physical[:4])
             if 0 < len(below.get(offset, ())) <= MOST_CLASSES
         ]
+        seen = {n for _, runs in named for first, last in runs for n in range(first, last + 1)}
+        persons = below[PERSON]
+        # A "hot dog" may be a daredevil, but is asked for as food.
+        if PERSON in above(offsets[0]) and seen <= persons:
+            people.add(lemma)
         heads = {
             number
             for number, offset in enumerate(classes)
@@ -144,10 +156,19 @@ def main(wordnet: Path, out: Path) -> None:
         }
         if heads:  # "mug" is the head of "coffee mug", whatever its most frequent sense
             named.insert(0, [1.0, ranges(heads)])
+        if physical and physical[0] in parts:
+            named.append([0.7, ranges(parts[physical[0]])])
         if not named and physical[:1] == offsets[:1] and lemma in common and lemma not in people:
             kin = set().union(*(below.get(p, set()) for p in synsets[physical[0]][1]))
             if 0 < len(kin) <= MOST_KIN:
                 named.append([0.5, ranges(kin)])
+        led = {
+            number
+            for number, offset in enumerate(classes)
+            if any(name.lower().startswith(f"{lemma} ") for name in synsets[offset][0])
+        }
+        if led and physical and lemma not in people:
+            named.append([0.5, ranges(led)])  # a coffee mug speaks for coffee
         if named:
             words[lemma] = named
     irregular = {}
@@ -170,7 +191,7 @@ def main(wordnet: Path, out: Path) -> None:
     encode = SentenceEncoder()
     vectors = []
     for offset in classes:
-        lemmas, parents, gloss = synsets[offset]
+        lemmas, parents, gloss, _ = synsets[offset]
         above_it = [synsets[p][0][0] for p in parents]
         texts = [*lemmas, f"{', '.join(lemmas)}; {', '.join(above_it)}", f"{lemmas[0]}: {gloss}"]
         parts = encode(texts)

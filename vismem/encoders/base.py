@@ -60,12 +60,17 @@ class Term:
         ids: Labels that count as the thing, ``(K,)`` int64.
         weights: How far each of them does, ``(K,)`` float32 in ``(0, 1]``.
         colors: Which colour names the region must show, ``(C,)`` bool, or ``None`` for any.
+        several: Whether more than one is asked for ("people", "dogs").
+        calibration: ``(slope, offset)`` of the logistic that makes the weighted score ``s`` of the
+            labels a probability, ``sigmoid(slope * log(s) + offset)``.
     """
 
     text: str
     ids: Tensor
     weights: Tensor
     colors: Tensor | None = None
+    several: bool = False
+    calibration: tuple[float, float] = (1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The eleven basic colour names of English, as regions of perceptual colour space.
 
-Berlin and Kay's basic terms ("Basic Color Terms", 1969), each a range of hue, lightness and chroma in
-CIE L*C*h°. One table of 32768 entries names any pixel.
+Berlin and Kay's basic terms ("Basic Color Terms", 1969), each a range of hue, lightness and chroma
+in CIE L*C*h°. One table of 32768 entries names any pixel.
 """
 
 from __future__ import annotations

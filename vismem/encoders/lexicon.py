@@ -1,8 +1,8 @@
 """From the words of a question to the labels that an embedded encoder can see.
 
 Nouns are looked up in a table made from WordNet 3.0 (``scripts/make_lexicon.py``): "dog" is every
-breed that ImageNet knows, "vehicle" everything below it, "baby" a person. A colour before a noun asks
-for a region of that colour.
+breed that ImageNet knows, "vehicle" everything below it, "baby" a person. A colour before a noun
+asks for a region of that colour.
 """
 
 from __future__ import annotations
@@ -29,22 +29,24 @@ _COLOR_WORDS |= {"grey": COLORS.index("gray"), "violet": COLORS.index("purple")}
 # Words of questions and of grammar; those that are also nouns ("can", "watch", "saw") are meant as
 # verbs far more often in a question about a video.
 _GRAMMAR = frozenset(
-    """a an the this that these those some any anything anyone something someone somebody anybody one
-    ones thing things stuff is are was were be been being am do does did done have has had having can
-    could will would shall should may might must i you he she it we they me him her us them my your
-    his its our their who whom whose which what when where why how there here at in on of off to from
-    by with without for about into onto over under near behind beside between through across around
-    along up down out inside outside front back top bottom left right side middle next after before
-    during while until since then now ever never again always first last time times moment many much
-    more most few all both each every no not and or but if as than so too very just only also see
-    saw seen sees seeing show shows shown showing shown appear appears appeared appearing happen
-    happens happened find found look looks looked looking watch watched watching view visible present
-    come comes came go goes went gone get gets got make makes made take takes took put puts
-    video clip picture image frame frames scene footage film stream recording memory second seconds
-    minute minutes hour hours did't don't kind type sort color colour colored coloured way long
-    please tell give list count number there's it's that's standing sitting walking running holding
-    wearing carrying moving""".split()
+    """a an the this that these those some any anything anyone something someone somebody anybody
+    one ones thing things stuff is are was were be been being am do does did done have has had
+    having can could will would shall should may might must i you he she it we they me him her
+    us them my your his its our their who whom whose which what when where why how there here at
+    in on of off to from by with without for about into onto over under near behind beside
+    between through across around along up down out inside outside front back top bottom left
+    right side middle next after before during while until since then now ever never again
+    always first last time times moment many much more most few all both each every no not and
+    or but if as than so too very just only also see saw seen sees seeing show shows shown
+    showing shown appear appears appeared appearing happen happens happened find found look
+    looks looked looking watch watched watching view visible present come comes came go goes
+    went gone get gets got make makes made take takes took put puts video clip picture image
+    frame frames scene footage film stream recording memory second seconds minute minutes hour
+    hours did't don't kind type sort color colour colored coloured way long please tell give
+    list count number there's it's that's standing sitting walking running holding wearing
+    carrying moving""".split()
 )
+_GROUPS = frozenset("people crowd folk couple team audience staff crew".split())
 _SINGULARS = (("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"))
 _SINGULARS = (*_SINGULARS, ("sses", "ss"), ("zes", "z"), ("men", "man"), ("es", "e"), ("s", ""))
 
@@ -57,11 +59,13 @@ class Noun:
         text: The words, colour included.
         labels: Label numbers and how far each counts.
         color: Number of the colour asked for, or ``None``.
+        several: Whether the noun is a plural.
     """
 
     text: str
     labels: dict[int, float]
     color: int | None = None
+    several: bool = False
 
 
 class Lexicon:
@@ -81,8 +85,8 @@ class Lexicon:
         classes = [words[0] for words in self._table["classes"]]
         return [*classes, "person", *COLORS]
 
-    def lookup(self, phrase: str) -> dict[int, float]:
-        """Labels of a noun in singular or plural, and how far each counts; empty if unknown."""
+    def lookup(self, phrase: str) -> tuple[dict[int, float], bool]:
+        """Labels of a noun and how far each counts, none if unknown; whether it is a plural."""
         head, _, last = phrase.rpartition(" ")
         forms = [phrase]
         if last in self._table["plurals"]:
@@ -99,8 +103,8 @@ class Lexicon:
             if form in self._people:
                 labels[PERSON] = 1.0
             if labels:
-                return labels
-        return {}
+                return labels, form != phrase or phrase in _GROUPS
+        return {}, False
 
     def read(self, text: str) -> tuple[list[Noun], list[str]]:
         """Find the nouns of a sentence.
@@ -142,11 +146,11 @@ class Lexicon:
                 continue
             for size in range(min(4, len(words) - place), 0, -1):
                 phrase = " ".join(words[place : place + size])
-                labels = self.lookup(phrase)
+                labels, several = self.lookup(phrase)
                 if labels:
                     shown = phrase if color is None else f"{color} {phrase}"
                     tone = None if color is None else _COLOR_WORDS[color]
-                    nouns.append(Noun(shown, labels, tone))
+                    nouns.append(Noun(shown, labels, tone, several))
                     color = None
                     place += size
                     break

