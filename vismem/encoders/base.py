@@ -100,14 +100,17 @@ class Encoder(Protocol):
         embedding_dim: ``E``.
         token_dim: ``D``.
         max_tokens: The largest ``N`` that one picture gives.
-        label_names: Name of every label, in the order of their numbers; empty if it names nothing.
     """
 
     identity: dict[str, str]
     embedding_dim: int
     token_dim: int
     max_tokens: int
-    label_names: Sequence[str]
+
+    @property
+    def label_names(self) -> Sequence[str]:
+        """Name of every label, in the order of their numbers; empty if it names nothing."""
+        ...
 
     def encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
         """Encode pictures, each ``(H, W, 3)`` uint8 RGB."""

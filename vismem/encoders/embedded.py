@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.resources import as_file, files
 
 import cv2
@@ -25,7 +26,7 @@ from torch import Tensor
 from vismem.encoders.base import Encoding, Labels, Query, Term
 from vismem.encoders.color import COLORS, color_shares
 from vismem.encoders.lexicon import FIRST_COLOR, PERSON, Lexicon, label_arrays
-from vismem.encoders.lite0 import WEIGHTS_SHA256, fast_dtype, load_lite0
+from vismem.encoders.lite0 import WEIGHTS_SHA256, Lite0, fast_dtype, load_lite0
 from vismem.encoders.person import PersonDetector
 from vismem.encoders.sentence import MODEL_SHA256, SentenceEncoder
 
@@ -79,17 +80,30 @@ class EmbeddedEncoder:
     ):
         self.area, self.max_tokens, self.labels = area, max_tokens, labels
         self.dtype = dtype or fast_dtype()
-        self._model = load_lite0(self.dtype)
-        self._people = PersonDetector()
         self._lexicon = Lexicon()
-        self._sentences: SentenceEncoder | None = None  # only questions need it
-        with as_file(files("vismem.data") / "class_vectors.safetensors") as path:
-            self._class_vectors = load_file(path)["vectors"].float()
         self.identity = {
             "model": "embedded",
             "weights": f"lite0 {WEIGHTS_SHA256[:12]}, minilm {MODEL_SHA256[:12]}",
             "config": f"area {area}, tokens {max_tokens}, labels {labels}, rule 1",
         }
+
+    # Pictures and questions need different weights: each is loaded when first used.
+    @cached_property
+    def _model(self) -> Lite0:
+        return load_lite0(self.dtype)
+
+    @cached_property
+    def _people(self) -> PersonDetector:
+        return PersonDetector()
+
+    @cached_property
+    def _sentences(self) -> SentenceEncoder:
+        return SentenceEncoder()
+
+    @cached_property
+    def _class_vectors(self) -> Tensor:
+        with as_file(files("vismem.data") / "class_vectors.safetensors") as path:
+            return load_file(path)["vectors"].float()
 
     @property
     def label_names(self) -> Sequence[str]:
@@ -119,7 +133,7 @@ class EmbeddedEncoder:
         fine, coarse = self._model(pixels)
         features = self._model.features(coarse).float()
         labels, embedding = self._labels(features, image, small)
-        grid = _pooled_grid(*coarse.shape[-2:], self.max_tokens)
+        grid = _pooled_grid(coarse.shape[-2], coarse.shape[-1], self.max_tokens)
         tokens = F.adaptive_avg_pool2d(coarse.float(), grid)[0].flatten(1).T
         return Encoding(
             tokens=tokens.half(),
@@ -193,8 +207,6 @@ class EmbeddedEncoder:
 
     def query(self, text: str) -> Query:
         """Read a sentence; see `Encoder.query`."""
-        if self._sentences is None:
-            self._sentences = SentenceEncoder()
         vector = torch.from_numpy(self._sentences([text])[0])
         nouns, unknown = self._lexicon.read(text)
         terms = []

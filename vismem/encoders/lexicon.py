@@ -47,8 +47,8 @@ _GRAMMAR = frozenset(
     carrying moving""".split()
 )
 _GROUPS = frozenset("people crowd folk couple team audience staff crew".split())
-_SINGULARS = (("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x"))
-_SINGULARS = (*_SINGULARS, ("sses", "ss"), ("zes", "z"), ("men", "man"), ("es", "e"), ("s", ""))
+_SINGULARS = [("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x")]
+_SINGULARS += [("sses", "ss"), ("zes", "z"), ("men", "man"), ("es", "e"), ("s", "")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,12 +82,26 @@ class EpisodicMemory(Memory):
         """Time of the newest write in seconds; minus infinity before the first."""
         return self._last
 
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """First and last second that is remembered; ``None`` if nothing is."""
+        if self._segments:
+            return float(self._segments[0].columns["start"][0]), self._last
+        return (self._open.start, self._last) if self._open else None
+
+    @property
+    def oldest_end(self) -> float:
+        """Last second of the oldest moment; infinity if there is none."""
+        if self._segments:
+            return float(self._segments[0].columns["end"][0])
+        return self._open.end if self._open else math.inf
+
     def snapshot(self) -> EpisodicSnapshot:
         """Share the segments, and copy the moment that is still going on."""
         current = [self._open.segment("open")] if self._open else []
         return EpisodicSnapshot([*self._segments, *current], self.config)
 
-    def write(
+    def write(  # type: ignore[override]  # names what it takes instead of any context
         self,
         tokens: Tensor,
         time: float,
@@ -370,11 +384,11 @@ class _Frame:
         return cls(
             time=time,
             values={
-                "peak": np.float64(time),
-                "source": np.int64(number),
+                "peak": np.array(time),
+                "source": np.array(number),
                 "embedding": unit(embedding.double().numpy()),
                 "pose": pose.numpy().astype(np.float32),
-                "token_count": np.int64(count),
+                "token_count": np.array(count),
                 "tokens": padded,
                 "positions": centres,
             },
@@ -433,8 +447,8 @@ class _OpenMoment:
         """Give the moment as a segment of one row."""
         assert self.kept is not None
         row = dict(self.kept.values) | self.labels
-        row["start"], row["end"] = np.float64(self.start), np.float64(self.end)
-        row["frames"], row["source"] = np.int64(self.frames), np.int64(self.source)
+        row["start"], row["end"] = np.array(self.start), np.array(self.end)
+        row["frames"], row["source"] = np.array(self.frames), np.array(self.source)
         row["embedding"] = unit(self.embedding)
         columns = {
             column: torch.from_numpy(np.array(row[column])[None]).to(dtype)

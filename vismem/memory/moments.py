@@ -255,8 +255,9 @@ class EpisodicSnapshot:
         config = self.config
         if query is not None and tuple(query.shape) != (config.embedding_dim,):
             raise ValueError(f"a query must be ({config.embedding_dim},), not {tuple(query.shape)}")
-        known = self.column("start") if before is not None else None
-        count = len(self) if known is None else int((known <= before).sum())
+        count = len(self)
+        if before is not None:
+            count = int((self.column("start") <= before).sum())
         scores = torch.zeros(len(self))
         if query is None:
             chosen = torch.arange(max(0, count - k), count)

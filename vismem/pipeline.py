@@ -1,0 +1,581 @@
+"""`VisualMemory`: frames go in, answers come out, nothing grows and nothing is lost.
+
+One writer thread encodes frames and feeds the memory; a bounded queue stands between it and the
+source. Readers take snapshots: a question never stops the camera. With a path, every frame is
+appended to the log before it is acknowledged, so a crash loses nothing that was.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from vismem.clock import StreamClock
+from vismem.encoders import load_encoder
+from vismem.encoders.base import Encoder, Encoding
+from vismem.engine import Writer
+from vismem.errors import StoreError, UsageError
+from vismem.frame import Frame, as_rgb
+from vismem.heads.answer import THRESHOLD, Answer, answer
+from vismem.memory.base import Budget
+from vismem.memory.episodic import (
+    EpisodicConfig,
+    EpisodicMemory,
+    EpisodicSnapshot,
+    Segment,
+    bytes_tensor,
+)
+from vismem.store import Durability, Event, MemoryStore, SegmentData, SegmentFile, pack, unpack
+
+__all__ = ["Stats", "VisualMemory"]
+
+COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
+COMMIT_BYTES = 32 * 2**20
+LEAST_EVENT = 0.05  # label score below which nothing is listed as an event
+THUMBNAIL_WIDTH = 192
+
+
+@dataclass
+class Stats:
+    """What became of the frames, counted since the memory was made or opened.
+
+    Args:
+        written: Frames in the memory, each acknowledged.
+        dropped: Frames of a live source that came while the queue was full.
+        late: Frames older than one before, left out.
+        clock_jumps: How often a clock was set back and the stream's time carried on.
+        refused: Frames that could not be taken: no time, no picture.
+        merged: Moments merged into a neighbour to keep the budget.
+        forgotten: Moments given up: by age, on request, or because nothing was left to merge.
+        encode_seconds: Processor time of encoding.
+    """
+
+    written: int = 0
+    dropped: int = 0
+    late: int = 0
+    clock_jumps: int = 0
+    refused: int = 0
+    merged: int = 0
+    forgotten: int = 0
+    encode_seconds: float = 0.0
+    problems: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Stream:
+    """The writer's side of one stream."""
+
+    name: str
+    memory: EpisodicMemory
+    clock: StreamClock
+
+
+class VisualMemory:
+    """A bounded visual memory over one or more streams; see the module.
+
+    Args:
+        budget: Bytes that the memory may hold, ``"64MB"``; several streams share it evenly.
+        path: Directory of a durable memory to begin; without one the memory lives in RAM until
+            :meth:`save`. Use :meth:`open` to go on with one.
+        encoder: Name of an encoder (``"embedded"``, ``"siglip2"``, a model of a hub) or an encoder.
+        durability: ``"process"`` survives a crash of the program, ``"power"`` one of the machine.
+        retain: Age in seconds beyond which moments are forgotten, for privacy; ``None`` keeps all.
+        queue: Frames that may wait for the encoder.
+        moments: Settings of `EpisodicConfig` beside the sizes that the encoder gives.
+
+    Raises:
+        StoreError: If there is something at ``path`` already, or it cannot be written.
+        UsageError: If the encoder cannot be had.
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> with VisualMemory(budget="1MB") as memory:
+        ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=0.0))
+        ...     memory.ask("a dog").abstained
+        True
+    """
+
+    def __init__(
+        self,
+        budget: Budget | int | str = "64MB",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        encoder: str | Encoder = "embedded",
+        durability: Durability = "process",
+        retain: float | None = None,
+        queue: int = 8,
+        moments: Mapping[str, Any] | None = None,
+    ):
+        self.budget = Budget.parse(budget)
+        if retain is not None and not retain > 0:
+            raise ValueError(f"retain is an age in seconds above 0, not {retain}")
+        if queue < 1:
+            raise ValueError(f"the queue needs room for at least one frame, not {queue}")
+        name = encoder if isinstance(encoder, str) else encoder.identity["model"]
+        self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
+        self.config = {
+            "encoder": name,
+            "budget": self.budget.bytes,
+            "retain": retain,
+            "moments": dict(moments or {}),
+        }
+        self._sizes = EpisodicConfig(
+            token_dim=self.encoder.token_dim,
+            embedding_dim=self.encoder.embedding_dim,
+            **{"max_tokens": self.encoder.max_tokens, **dict(moments or {})},
+        )
+        self._retain = retain
+        self._store: MemoryStore | None = None
+        self._begin(queue)
+        if path is not None:
+            self._store = MemoryStore.create(
+                path, encoder=self.encoder.identity, config=self.config, durability=durability
+            )
+
+    def _begin(self, queue: int) -> None:
+        """Set up everything that is the same for a new memory and one that is opened."""
+        self.stats = Stats()
+        self._read_only = False
+        self._streams: dict[str, _Stream] = {}
+        self._frames = 0  # of the whole life of the memory
+        self._memory_lock = threading.RLock()  # held for the moment of a write or a snapshot
+        self._store_lock = threading.RLock()  # held by whoever changes what is on disk
+        self._writer = Writer(self._encode, self._take, self._refuse, queue)
+        self._closed = False
+
+    # ------------------------------------------------------------------ opening and closing
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        encoder: Encoder | None = None,
+        salvage: bool = False,
+        queue: int = 8,
+    ) -> VisualMemory:
+        """Go on with a stored memory, or look into it.
+
+        Args:
+            path: Its directory.
+            read_only: Only ask; works while another process writes.
+            encoder: The encoder that it was made with, if it is at hand; loaded by name otherwise.
+            salvage: Go on without what is damaged; ``stats.problems`` says what that cost.
+            queue: Frames that may wait for the encoder.
+
+        Raises:
+            StoreError: If there is no memory, it is damaged, of another encoder or format, or in
+                use by another writer.
+            UsageError: If its encoder cannot be had.
+        """
+        store = MemoryStore.open(path, read_only=read_only, salvage=salvage)
+        try:
+            config = store.config
+            self = cls(
+                config["budget"],
+                encoder=encoder or config["encoder"],
+                retain=config["retain"],
+                queue=queue,
+                moments=config["moments"],
+            )
+            if dict(self.encoder.identity) != store.encoder:
+                raise StoreError(
+                    f"{path} was written by {store.encoder}, this is {self.encoder.identity}; "
+                    "embeddings of different models never mix"
+                )
+            self._store, self._read_only = store, read_only
+            self._restore(store)
+        except (KeyError, TypeError, ValueError) as error:
+            store.close()
+            raise StoreError(
+                f"{path}: the memory's settings or state are damaged ({error}); "
+                f"run: vismem inspect --verify {path}"
+            ) from error
+        except BaseException:
+            store.close()
+            raise
+        return self
+
+    def _restore(self, store: MemoryStore) -> None:
+        """Take up the last commit, then replay what was acknowledged since."""
+        self.stats.problems += store.lost
+        state = store.state()
+        segments: dict[str, list[Segment]] = {}
+        for file in store.segments():
+            number, _, name = file.entry.name.partition("-")
+            held = Segment(name, file.columns, file.thumbnails)
+            segments.setdefault(number, []).append(held)
+        self._frames = int(store.meta.get("frames", 0))
+        for place, kept in enumerate(store.meta.get("streams", [])):
+            memory = EpisodicMemory(self._sizes, self.budget)
+            prefix = f"{place}."
+            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+            memory.restore(segments.get(str(place), []), own)
+            self._streams[kept["name"]] = _Stream(
+                kept["name"], memory, StreamClock(**kept["clock"])
+            )
+        self._share_budget()
+        for _, payload in store.replay():
+            tensors, meta = unpack(payload)
+            stream = self._stream(meta["stream"])
+            stream.clock.accept(meta["raw"], meta["time"])
+            self._remember(stream, meta["time"], tensors)
+
+    def save(self, path: str | os.PathLike[str] | None = None) -> None:
+        """Seal everything that was written.
+
+        Args:
+            path: Where to, for a memory that lives in RAM; it is durable there from then on.
+
+        Raises:
+            StoreError: If there is something at ``path`` already, or it cannot be written.
+            UsageError: If a path is needed, or the memory already has another.
+        """
+        self.flush()
+        with self._store_lock:
+            if self._store is None:
+                if path is None:
+                    raise UsageError('this memory lives in RAM; give a path: save("clip.mem")')
+                self._store = MemoryStore.create(
+                    path, encoder=self.encoder.identity, config=self.config
+                )
+            elif path is not None and Path(path).resolve() != self._store.path.resolve():
+                raise UsageError(f"this memory lives at {self._store.path}; copy that directory")
+            self._commit()
+
+    def close(self) -> None:
+        """Write what waits, seal, and stop; a memory in RAM that was not saved is gone.
+
+        Raises:
+            StoreError: If frames that wait cannot be stored; what was acknowledged is safe.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._writer.flush()
+            if self._store and not self._read_only:
+                with self._store_lock:
+                    self._commit()
+        finally:
+            left = self._writer.close()
+            if left:
+                self._note(f"{left} frames that waited could not be stored")
+            if self._store:
+                self._store.close()
+
+    def __enter__(self) -> VisualMemory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ writing
+
+    def write(self, frame: Frame, *, block: bool = True) -> bool:
+        """Hand over one frame.
+
+        Args:
+            frame: Picture in any form that `as_rgb` takes, and a time.
+            block: Whether to wait for room; a live source passes ``False`` and the frame is
+                dropped and counted while the writer is behind.
+
+        Returns:
+            Whether the frame was taken.
+
+        Raises:
+            StoreError: If an earlier frame could not be stored (a full disk): it is kept, and
+                stored when there is room again; this frame was not taken, hand it over again.
+            UsageError: If the memory is open for reading only, or closed.
+            ValueError: If the frame holds no picture or no time.
+        """
+        if self._read_only or self._closed:
+            raise UsageError("this memory is closed or open for reading only; open it to write")
+        if not math.isfinite(frame.timestamp):
+            self.stats.refused += 1
+            raise ValueError(f"a frame's timestamp must be finite seconds, not {frame.timestamp}")
+        try:
+            image = as_rgb(frame.image)
+        except ValueError:
+            self.stats.refused += 1
+            raise
+        if frame.image is not image:
+            frame = Frame(image, frame.timestamp, frame.stream, frame.index, frame.pose)
+        if self._writer.put(frame, block=block):
+            return True
+        self.stats.dropped += 1
+        return False
+
+    def flush(self) -> None:
+        """Wait until every frame handed over so far is in the memory, and on disk if it has one.
+
+        Raises:
+            StoreError: If a frame could not be stored; it is kept, call again when there is room.
+        """
+        self._writer.flush()
+
+    def _encode(self, frame: Frame) -> Encoding:
+        began = time.thread_time()
+        encoding = self.encoder.encode([frame.image])[0]
+        self.stats.encode_seconds += time.thread_time() - began
+        return encoding
+
+    def _refuse(self, frame: Frame, error: Exception) -> None:
+        self.stats.refused += 1
+        self._note(f"a frame was left out: {type(error).__name__}: {error}")
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.stats.problems and len(self.stats.problems) < 20:
+            self.stats.problems.append(problem)
+
+    def _take(self, frame: Frame, encoding: Encoding) -> None:
+        """Store one encoded frame, then remember it."""
+        with self._store_lock:
+            self._append(frame, encoding)
+
+    def _append(self, frame: Frame, encoding: Encoding) -> None:
+        stream = self._stream(frame.stream)
+        at = stream.clock.time_of(frame.timestamp)
+        if at is None:
+            self.stats.late += 1
+            return
+        tensors = self._tensors(frame, encoding)
+        if self._store:
+            meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
+            self._store.append(pack(tensors, meta))
+        if stream.clock.accept(frame.timestamp, at):
+            self.stats.clock_jumps += 1
+            self._note(f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s")
+        self._remember(stream, at, tensors)
+        self.stats.written += 1
+        self._expire(at)
+        if self._store and (
+            self._store.records >= COMMIT_RECORDS or self._store.nbytes["tail"] >= COMMIT_BYTES
+        ):
+            self._commit()
+
+    def _tensors(self, frame: Frame, encoding: Encoding) -> dict[str, torch.Tensor]:
+        """What is kept of a frame, in the types of the log, so that a replay is bit-equal."""
+        tensors = {
+            "tokens": encoding.tokens,
+            "positions": encoding.positions.half(),
+            "embedding": encoding.embedding.half(),
+            "thumbnail": bytes_tensor(thumbnail(frame.image, self._sizes.max_thumbnail)),
+        }
+        if frame.pose is not None and np.isfinite(frame.pose).all():
+            tensors["pose"] = torch.from_numpy(np.asarray(frame.pose, np.float32))
+        if encoding.labels is not None:
+            labels = encoding.labels
+            tensors |= {
+                "label.id": labels.ids.to(torch.int16),
+                "label.score": labels.scores.half(),
+                "label.box": labels.boxes.half(),
+                "label.color": labels.colors.half(),
+                "label.count": labels.counts.to(torch.int16),
+            }
+        return tensors
+
+    def _remember(self, stream: _Stream, at: float, tensors: Mapping[str, torch.Tensor]) -> None:
+        labels = {k.removeprefix("label."): v for k, v in tensors.items() if k.startswith("label.")}
+        with self._memory_lock:
+            report = stream.memory.write(
+                tensors["tokens"],
+                at,
+                embedding=tensors["embedding"],
+                positions=tensors["positions"],
+                pose=tensors.get("pose"),
+                thumbnail=tensors["thumbnail"].numpy().tobytes(),
+                labels=labels or None,
+            )
+            self._frames += 1
+        self.stats.merged += report.merged
+        self.stats.forgotten += report.dropped
+
+    def _stream(self, name: str) -> _Stream:
+        """The writer's side of a stream; a new one takes its share of the budget."""
+        if name not in self._streams:
+            with self._memory_lock:
+                memory = EpisodicMemory(self._sizes, 0)
+                self._streams[name] = _Stream(name, memory, StreamClock())
+                self._share_budget()
+        return self._streams[name]
+
+    def _share_budget(self) -> None:
+        for stream in self._streams.values():
+            stream.memory.set_budget(self.budget.bytes // len(self._streams))
+
+    # ------------------------------------------------------------------ forgetting and sealing
+
+    def _expire(self, now: float) -> None:
+        """Forget by age, and seal when something went, so that it leaves the disk as well."""
+        if self._retain is None:
+            return
+        with self._memory_lock:
+            gone = sum(
+                stream.memory.forget(-math.inf, stream.memory.last_time - self._retain)
+                for stream in self._streams.values()
+                if stream.memory.oldest_end < stream.memory.last_time - 1.05 * self._retain
+            )
+        if gone:
+            self.stats.forgotten += gone
+            if self._store:
+                self._commit()
+
+    def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
+        """Forget every moment that touches a span of time, in memory and on disk.
+
+        Args:
+            start: First second.
+            end: Last second.
+            stream: Only of this stream; of all by default.
+
+        Returns:
+            How many moments are gone.
+
+        Raises:
+            StoreError: If the disk is full; the moments are gone from memory, call `save` again.
+            UsageError: If the memory is open for reading only.
+            ValueError: If the span ends before it starts.
+        """
+        if self._read_only or self._closed:
+            raise UsageError("this memory is closed or open for reading only; open it to forget")
+        if not start <= end:
+            raise ValueError(f"a span goes from its start to its end, not {start} to {end}")
+        self.flush()
+        with self._store_lock:
+            with self._memory_lock:
+                gone = sum(
+                    s.memory.forget(start, end)
+                    for s in self._streams.values()
+                    if stream in (None, s.name)
+                )
+            self.stats.forgotten += gone
+            if self._store and gone:
+                self._commit()
+        return gone
+
+    def _commit(self) -> None:
+        """Seal the memory as it is now."""
+        assert self._store is not None
+        segments: dict[str, SegmentData] = {}
+        state: dict[str, torch.Tensor] = {}
+        kept = []
+        for number, stream in enumerate(self._streams.values()):
+            for segment in stream.memory.segments:
+                segments[f"{number}-{segment.name}"] = SegmentData(
+                    segment.columns,
+                    segment.thumbnails,
+                    float(segment.columns["start"][0]),
+                    float(segment.columns["end"].max()),
+                )
+            working = stream.memory.working_state()
+            state |= {f"{number}.{name}": value for name, value in working.items()}
+            kept.append({"name": stream.name, "clock": asdict(stream.clock)})
+        meta = {"frames": self._frames, "streams": kept}
+        report = self._store.commit(segments, state, meta=meta, events=self._events)
+        for problem in report.problems:
+            self._note(problem)
+
+    def _events(self, segment: SegmentFile) -> Iterator[Event]:
+        """The labels of a sealed segment as rows of the event index."""
+        number = int(segment.entry.name.partition("-")[0])
+        stream = list(self._streams)[number]
+        names = self.encoder.label_names
+        columns = segment.columns
+        rows, places = torch.nonzero(columns["label_max"] >= LEAST_EVENT, as_tuple=True)
+        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            yield Event(
+                float(columns["start"][row]),
+                float(columns["end"][row]),
+                float(columns["label_time"][row, place]),
+                names[int(columns["label"][row, place])],
+                float(columns["label_max"][row, place]),
+                *columns["label_box"][row, place].tolist(),
+                stream,
+            )
+
+    # ------------------------------------------------------------------ reading
+
+    def snapshots(self) -> dict[str, EpisodicSnapshot]:
+        """Immutable views of all streams, by name."""
+        with self._memory_lock:
+            return {name: s.memory.snapshot() for name, s in self._streams.items()}
+
+    def ask(self, question: str, *, wait: bool = True, threshold: float = THRESHOLD) -> Answer:
+        """Answer a question from what was seen.
+
+        Args:
+            question: Plain English; see :func:`vismem.heads.answer.answer`.
+            wait: Whether frames that were handed over before, a queue full at most, must be in the
+                memory first; a live view passes ``False``.
+            threshold: Least calibrated probability that is claimed.
+
+        Raises:
+            StoreError: If a frame could not be stored and ``wait`` is set.
+            ValueError: If the question is empty.
+        """
+        if wait and not self._read_only:
+            self.flush()
+        snapshots = self.snapshots()
+        return answer(
+            question, snapshots, self.encoder, threshold=threshold, memory=self.describe()
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
+        with self._memory_lock:
+            spans = [s.memory.span for s in self._streams.values() if s.memory.span]
+            span = [min(a for a, _ in spans), max(b for _, b in spans)] if spans else None
+            return {
+                "bytes": self.nbytes,
+                "budget": self.budget.bytes,
+                "frames": self._frames,
+                "span": span,
+            }
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held in memory, all streams together."""
+        return sum(stream.memory.nbytes for stream in self._streams.values())
+
+    def last_timestamp(self, stream: str) -> float | None:
+        """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
+        held = self._streams.get(stream)
+        return held.clock.last_raw if held else None
+
+
+def thumbnail(image: np.ndarray, most: int) -> bytes:
+    """Encode a small JPEG of a picture.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        most: Bytes that it may have.
+
+    Returns:
+        The JPEG, or nothing if even the coarsest is too large.
+    """
+    scale = min(1.0, THUMBNAIL_WIDTH / max(image.shape[:2]))
+    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+    for quality in (75, 50, 25, 10):
+        data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        if len(data) <= most:
+            return data
+    return b""
