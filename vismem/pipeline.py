@@ -501,14 +501,18 @@ class VisualMemory:
         columns = segment.columns
         rows, places = torch.nonzero(columns["label_max"] >= LEAST_EVENT, as_tuple=True)
         for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+            x0, y0, x1, y1 = columns["label_box"][row, place].tolist()
             yield Event(
-                float(columns["start"][row]),
-                float(columns["end"][row]),
-                float(columns["label_time"][row, place]),
-                names[int(columns["label"][row, place])],
-                float(columns["label_max"][row, place]),
-                *columns["label_box"][row, place].tolist(),
-                stream,
+                start=float(columns["start"][row]),
+                end=float(columns["end"][row]),
+                time=float(columns["label_time"][row, place]),
+                label=names[int(columns["label"][row, place])],
+                score=float(columns["label_max"][row, place]),
+                x0=x0,
+                y0=y0,
+                x1=x1,
+                y1=y1,
+                stream=stream,
             )
 
     # ------------------------------------------------------------------ reading

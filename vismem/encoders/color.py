@@ -28,8 +28,8 @@ COLORS = (
 )
 _INDEX = {name: number for number, name in enumerate(COLORS)}
 # Upper end of the hue range in degrees, walking up from pink across zero.
-_HUES = ((12, "pink"), (45, "red"), (74, "orange"), (108, "yellow"), (190, "green"))
-_HUES = (*_HUES, (300, "blue"), (330, "purple"), (360, "pink"))
+_HUES = [(12, "pink"), (45, "red"), (74, "orange"), (108, "yellow"), (190, "green")]
+_HUES += [(300, "blue"), (330, "purple"), (360, "pink")]
 
 
 @cache
