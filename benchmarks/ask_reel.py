@@ -1,4 +1,4 @@
-"""Ask a clip its own questions and count right answers: `python benchmarks/ask_reel.py [REEL]`.
+"""Ask a clip its questions and count right answers: `python benchmarks/ask_reel.py [REEL]`.
 
 REEL is a folder with a `questions.json`, or such a file itself; this repository's gallery by
 default. The file names the `video` beside it and holds `questions`, each with what to `ask` and the
@@ -71,14 +71,17 @@ def read_questions(reel: Path) -> tuple[Path, list[dict[str, Any]]]:
         held = json.loads(path.read_text(encoding="utf-8"))
         video, questions = path.parent / held["video"], held["questions"]
         well_formed = bool(questions) and all(
-            isinstance(q["ask"], str) and all(a <= b for a, b in q["spans"]) for q in questions
+            q["ask"].strip() and all(a <= b for a, b in q["spans"]) for q in questions
         )
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror}; give a folder with questions.json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(f"{path} is no list of questions ({error}); see --help") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{path} is no list of questions ({what}); see --help") from error
     if not well_formed:
-        raise SourceError(f"{path} holds no questions, or a span that ends before it starts")
+        raise SourceError(
+            f"{path}: every question needs words, every span ends after it starts; correct it"
+        )
     return video, questions
 
 

@@ -143,9 +143,9 @@ def term_scores(snapshot: EpisodicSnapshot, term: Term) -> tuple[Tensor, Tensor]
             probability * torch.sigmoid(4 * (tinted.clamp(min=1e-6) / SHARE_OF_COLOR).log())
         )
     best = score.argmax(-1)
-    if term.several:
-        counts = snapshot.column("label_count").gather(-1, best[:, None])[:, 0]
-        probability = torch.where(counts > 1, probability, ONE_FOR_SEVERAL * probability)
+    if term.several:  # the more of them at once, the better a moment answers
+        counts = snapshot.column("label_count").gather(-1, best[:, None])[:, 0].clamp(min=1)
+        probability = probability * (1 - (1 - ONE_FOR_SEVERAL) / counts)
     return probability, best
 
 
