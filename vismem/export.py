@@ -13,7 +13,8 @@ import torch
 from vismem.errors import StoreError, require
 from vismem.heads.answer import clock
 from vismem.memory.episodic import EpisodicSnapshot
-from vismem.pipeline import LEAST_EVENT, VisualMemory
+from vismem.observation import LEAST_EVENT
+from vismem.pipeline import VisualMemory
 from vismem.store import MemoryStore
 
 __all__ = ["export_json", "export_rerun", "moments", "summary"]

@@ -17,8 +17,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import cv2
-import numpy as np
 import torch
 
 from vismem.clock import StreamClock
@@ -27,23 +25,31 @@ from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
-from vismem.heads.answer import THRESHOLD, Answer, answer
+from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer
 from vismem.memory.base import Budget
 from vismem.memory.episodic import (
     EpisodicConfig,
     EpisodicMemory,
     EpisodicSnapshot,
     Segment,
-    bytes_tensor,
 )
-from vismem.store import Durability, Event, MemoryStore, SegmentData, SegmentFile, pack, unpack
+from vismem.observation import events, observation, write
+from vismem.store import (
+    Durability,
+    Event,
+    MemoryStore,
+    SegmentData,
+    SegmentFile,
+    VectorIndex,
+    pack,
+    unpack,
+)
 
 __all__ = ["Stats", "VisualMemory"]
 
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = 32 * 2**20
-LEAST_EVENT = 0.05  # label score below which nothing is listed as an event
-THUMBNAIL_WIDTH = 192
+NEAREST = 4096  # moments that the vector index picks for comparison
 
 
 @dataclass
@@ -153,6 +159,7 @@ class VisualMemory:
         self._store_lock = threading.RLock()  # held by whoever changes what is on disk
         self._writer = Writer(self._encode, self._take, self._refuse, queue)
         self._closed = False
+        self._index: VectorIndex | None = None  # of a memory too large to compare with in full
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -227,6 +234,8 @@ class VisualMemory:
                 kept["name"], memory, StreamClock(**kept["clock"])
             )
         self._share_budget()
+        if self._read_only:
+            self._index = store.vector_index()
         for _, payload in store.replay():
             tensors, meta = unpack(payload)
             stream = self._stream(meta["stream"])
@@ -269,6 +278,7 @@ class VisualMemory:
             if self._store and not self._read_only:
                 with self._store_lock:
                     self._commit()
+                    self._store.vector_index()  # made now, when no camera waits for it
         finally:
             left = self._writer.close()
             if left:
@@ -356,7 +366,7 @@ class VisualMemory:
         if at is None:
             self.stats.late += 1
             return
-        tensors = self._tensors(frame, encoding)
+        tensors = observation(frame, encoding, self._sizes.max_thumbnail)
         if self._store:
             meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
             self._store.append(pack(tensors, meta))
@@ -371,39 +381,9 @@ class VisualMemory:
         ):
             self._commit()
 
-    def _tensors(self, frame: Frame, encoding: Encoding) -> dict[str, torch.Tensor]:
-        """What is kept of a frame, in the types of the log, so that a replay is bit-equal."""
-        tensors = {
-            "tokens": encoding.tokens,
-            "positions": encoding.positions.half(),
-            "embedding": encoding.embedding.half(),
-            "thumbnail": bytes_tensor(thumbnail(frame.image, self._sizes.max_thumbnail)),
-        }
-        if frame.pose is not None and np.isfinite(frame.pose).all():
-            tensors["pose"] = torch.from_numpy(np.asarray(frame.pose, np.float32))
-        if encoding.labels is not None:
-            labels = encoding.labels
-            tensors |= {
-                "label.id": labels.ids.to(torch.int16),
-                "label.score": labels.scores.half(),
-                "label.box": labels.boxes.half(),
-                "label.color": labels.colors.half(),
-                "label.count": labels.counts.to(torch.int16),
-            }
-        return tensors
-
     def _remember(self, stream: _Stream, at: float, tensors: Mapping[str, torch.Tensor]) -> None:
-        labels = {k.removeprefix("label."): v for k, v in tensors.items() if k.startswith("label.")}
         with self._memory_lock:
-            report = stream.memory.write(
-                tensors["tokens"],
-                at,
-                embedding=tensors["embedding"],
-                positions=tensors["positions"],
-                pose=tensors.get("pose"),
-                thumbnail=tensors["thumbnail"].numpy().tobytes(),
-                labels=labels or None,
-            )
+            report = write(stream.memory, at, tensors)
             self._frames += 1
         self.stats.merged += report.merged
         self.stats.forgotten += report.dropped
@@ -494,26 +474,8 @@ class VisualMemory:
             self._note(problem)
 
     def _events(self, segment: SegmentFile) -> Iterator[Event]:
-        """The labels of a sealed segment as rows of the event index."""
         number = int(segment.entry.name.partition("-")[0])
-        stream = list(self._streams)[number]
-        names = self.encoder.label_names
-        columns = segment.columns
-        rows, places = torch.nonzero(columns["label_max"] >= LEAST_EVENT, as_tuple=True)
-        for row, place in zip(rows.tolist(), places.tolist(), strict=True):
-            x0, y0, x1, y1 = columns["label_box"][row, place].tolist()
-            yield Event(
-                start=float(columns["start"][row]),
-                end=float(columns["end"][row]),
-                time=float(columns["label_time"][row, place]),
-                label=names[int(columns["label"][row, place])],
-                score=float(columns["label_max"][row, place]),
-                x0=x0,
-                y0=y0,
-                x1=x1,
-                y1=y1,
-                stream=stream,
-            )
+        return events(segment.columns, self.encoder.label_names, list(self._streams)[number])
 
     # ------------------------------------------------------------------ reading
 
@@ -538,9 +500,39 @@ class VisualMemory:
         if wait and not self._read_only:
             self.flush()
         snapshots = self.snapshots()
+        nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
         return answer(
-            question, snapshots, self.encoder, threshold=threshold, memory=self.describe()
+            question,
+            snapshots,
+            self.encoder,
+            threshold=threshold,
+            memory=self.describe(),
+            nearest=nearest if self._index else None,
         )
+
+    def _nearest(self, place: int) -> Nearest:
+        """What picks the moments of a stream that are worth comparing, by the vector index."""
+
+        def pick(snapshot: EpisodicSnapshot, vector: torch.Tensor) -> torch.Tensor:
+            assert self._index is not None
+            index = self._index
+            first = {
+                f"{place}-{segment.name}": int(offset)
+                for segment, offset in zip(snapshot.segments, snapshot.offsets, strict=False)
+            }
+            _, numbers, rows = index.search(vector[None], NEAREST)
+            found = [
+                first[index.segments[number]] + row
+                for number, row in zip(numbers[0].tolist(), rows[0].tolist(), strict=True)
+                if number >= 0 and index.segments[number] in first
+            ]
+            # What came after the index was built is compared in full.
+            for (name, offset), segment in zip(first.items(), snapshot.segments, strict=True):
+                if name not in index.covered:
+                    found += range(offset, offset + len(segment))
+            return torch.tensor(sorted(set(found)), dtype=torch.int64)
+
+        return pick
 
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
@@ -563,23 +555,3 @@ class VisualMemory:
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
         held = self._streams.get(stream)
         return held.clock.last_raw if held else None
-
-
-def thumbnail(image: np.ndarray, most: int) -> bytes:
-    """Encode a small JPEG of a picture.
-
-    Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        most: Bytes that it may have.
-
-    Returns:
-        The JPEG, or nothing if even the coarsest is too large.
-    """
-    scale = min(1.0, THUMBNAIL_WIDTH / max(image.shape[:2]))
-    size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    small = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-    for quality in (75, 50, 25, 10):
-        data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
-        if len(data) <= most:
-            return data
-    return b""

@@ -100,12 +100,14 @@ class Encoder(Protocol):
         embedding_dim: ``E``.
         token_dim: ``D``.
         max_tokens: The largest ``N`` that one picture gives.
+        things: Labels below this number name things, the others qualities such as colours.
     """
 
     identity: dict[str, str]
     embedding_dim: int
     token_dim: int
     max_tokens: int
+    things: int
 
     @property
     def label_names(self) -> Sequence[str]:

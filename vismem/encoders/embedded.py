@@ -69,6 +69,7 @@ class EmbeddedEncoder:
 
     embedding_dim = SentenceEncoder.dim
     token_dim = 320
+    things = FIRST_COLOR
 
     def __init__(
         self,

@@ -67,7 +67,8 @@ class HubEncoder:
 
     Attributes:
         identity: Model, revision, sha256 of the weights' files and configuration.
-        label_names: Empty; the models name nothing.
+        things = 0
+    label_names: Empty; the models name nothing.
 
     Raises:
         UsageError: If transformers is not installed, or the name is no model of these families.

@@ -7,7 +7,7 @@ best of them. No language model takes part, so nothing can be made up.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ SHARE_OF_COLOR = 0.3  # of a part of its window: even odds that the thing has th
 ONE_FOR_SEVERAL = 0.8  # of its probability is left to a moment with one, if several are asked for
 TIE = 0.05  # weight of the embedding's cosine where probabilities are alike
 MOST_MOMENTS = 10
+LEAST_TOLD = 0.35  # score of a label that a summary names unasked
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,9 @@ def clock(seconds: float, *, tenths: bool = False) -> str:
 
 # --------------------------------------------------------------------------- scoring
 
+# From a snapshot and a query's vector to the numbers of the moments worth comparing.
+Nearest = Callable[[EpisodicSnapshot, Tensor], Tensor]
+
 
 def term_scores(snapshot: EpisodicSnapshot, term: Term) -> tuple[Tensor, Tensor]:
     """Score every moment for one thing.
@@ -150,16 +154,24 @@ def term_scores(snapshot: EpisodicSnapshot, term: Term) -> tuple[Tensor, Tensor]
 
 
 def score_moments(
-    snapshot: EpisodicSnapshot, query: Query, encoder: Encoder
+    snapshot: EpisodicSnapshot, query: Query, encoder: Encoder, nearest: Nearest | None = None
 ) -> tuple[Tensor, Tensor]:
     """Score every moment for a whole question: all its things must be there.
+
+    Args:
+        snapshot: ``M`` moments.
+        query: What is asked.
+        encoder: The one that wrote them.
+        nearest: Picks the moments that are worth comparing by vector; all are by default.
 
     Returns:
         Probabilities ``(M,)`` and the label row of the first thing asked for ``(M,)``, -1 if the
         question was compared by vector alone.
     """
     if not query.terms:
-        scores = encoder.probability(query, snapshot.column("embedding"))
+        scores = torch.zeros(len(snapshot))
+        near = nearest(snapshot, query.vector) if nearest else torch.arange(len(snapshot))
+        scores[near] = encoder.probability(query, snapshot.rows("embedding", near))
         return scores, torch.full((len(snapshot),), -1)
     parts = [term_scores(snapshot, term) for term in query.terms]
     scores = torch.stack([score for score, _ in parts]).log().mean(0).exp()
@@ -174,27 +186,37 @@ def find(
     stream: str = "camera",
     threshold: float = THRESHOLD,
     span: tuple[float, float] = (-torch.inf, torch.inf),
+    nearest: Nearest | None = None,
 ) -> list[Moment]:
     """Find the moments that show what is asked, neighbours told as one, best first."""
     if not len(snapshot):
         return []
-    scores, rows = score_moments(snapshot, query, encoder)
+    scores, rows = score_moments(snapshot, query, encoder, nearest)
     starts, ends = snapshot.column("start"), snapshot.column("end")
     good = (scores >= threshold) & (ends >= span[0]) & (starts <= span[1])
-    scenes = snapshot.column("embedding")
-    ranks = scores + TIE * (scenes.float() @ query.vector)
+    moments = torch.nonzero(good)[:, 0]
+    scenes = snapshot.rows("embedding", moments).float()
+    ranks = dict(
+        zip(
+            moments.tolist(),
+            (scores[moments] + TIE * (scenes @ query.vector)).tolist(),
+            strict=True,
+        )
+    )
     runs: list[list[int]] = []
-    for moment in torch.nonzero(good)[:, 0].tolist():
-        previous = runs[-1][-1] if runs else moment
-        near = starts[moment] - ends[previous] <= JOIN_GAP
-        if runs and near and scenes[moment].float() @ scenes[previous].float() >= SAME_SCENE:
+    for place, moment in enumerate(moments.tolist()):
+        if (
+            runs
+            and starts[moment] - ends[runs[-1][-1]] <= JOIN_GAP
+            and scenes[place] @ scenes[place - 1] >= SAME_SCENE
+        ):
             runs[-1].append(moment)
         else:
             runs.append([moment])
     names = encoder.label_names
     found: dict[int, Moment] = {}
     for run in runs:
-        best = max(run, key=lambda m: float(ranks[m]))
+        best = max(run, key=ranks.__getitem__)
         segment, place = snapshot.locate(best)
         row = int(rows[best])
         columns = segment.columns
@@ -211,7 +233,7 @@ def find(
             count=int(columns["label_count"][place, row]) if row >= 0 else 1,
             thumbnail=snapshot.thumbnail(best),
         )
-    return [found[best] for best in sorted(found, key=lambda m: -float(ranks[m]))]
+    return [found[best] for best in sorted(found, key=lambda m: -ranks[m])]
 
 
 # --------------------------------------------------------------------------- questions
@@ -303,13 +325,13 @@ def summarise(
         for moment in torch.nonzero(inside)[:, 0].tolist():
             segment, place = snapshot.locate(moment)
             columns = segment.columns
-            best, score, label = 0, 0.0, "something"
-            if names and int(columns["label"][place, 0]) >= 0:
-                mean = columns["label_sum"][place] / columns["frames"][place]
-                sure = torch.sqrt(columns["label_max"][place] * mean)
-                # A region of some colour is the least of what can be said about a moment.
-                best = int((sure * (columns["label"][place] < len(names) - 11)).argmax())
-                score, label = float(sure[best]), names[int(columns["label"][place, best])]
+            mean = columns["label_sum"][place] / columns["frames"][place]
+            sure = torch.sqrt(columns["label_max"][place] * mean)
+            sure = sure * (columns["label"][place] < encoder.things)
+            best = int(sure.argmax())
+            score, label = float(sure[best]), "something unclear"
+            if score >= LEAST_TOLD:
+                label = names[int(columns["label"][place, best])]
             previous = told[-1] if told else None
             if (
                 previous
@@ -342,6 +364,7 @@ def answer(
     *,
     threshold: float = THRESHOLD,
     memory: Mapping[str, Any] | None = None,
+    nearest: Mapping[str, Nearest] | None = None,
 ) -> Answer:
     """Answer a question from the snapshots of one or more streams.
 
@@ -352,6 +375,7 @@ def answer(
         encoder: The one that wrote the memories.
         threshold: Least calibrated probability that is claimed.
         memory: Figures of the memory, passed on in the answer.
+        nearest: By name of stream, what picks the moments worth comparing in a very large memory.
 
     Raises:
         ValueError: If the question is empty.
@@ -371,7 +395,15 @@ def answer(
         return Answer(question, f"Seen: {listed}{rest}.", tuple(told), False, facts)
     found: list[Moment] = []
     for stream, snapshot in snapshots.items():
-        found += find(snapshot, query, encoder, stream=stream, threshold=threshold, span=span)
+        found += find(
+            snapshot,
+            query,
+            encoder,
+            stream=stream,
+            threshold=threshold,
+            span=span,
+            nearest=(nearest or {}).get(stream),
+        )
     found = sorted(found, key=lambda m: -m.score)[:MOST_MOMENTS]
     things = _things(query.terms) or f'"{question.strip()}"'
     if not found:

@@ -221,6 +221,22 @@ class EpisodicSnapshot:
         parts = [segment.columns[name] for segment in self.segments]
         return torch.cat(parts) if parts else torch.empty((0, *shape), dtype=dtype)
 
+    def rows(self, name: str, moments: Tensor) -> Tensor:
+        """One column of some moments, ``(n, …)``, without touching the others.
+
+        Args:
+            name: See `EpisodicConfig.columns`.
+            moments: Their numbers, ``(n,)`` int64.
+        """
+        dtype, shape = self.config.columns()[name]
+        out = torch.empty((len(moments), *shape), dtype=dtype)
+        numbers = torch.from_numpy(np.searchsorted(self.offsets, moments.numpy(), "right") - 1)
+        for number in numbers.unique().tolist():
+            held = numbers == number
+            places = moments[held] - int(self.offsets[number])
+            out[held] = self.segments[number].columns[name][places]
+        return out
+
     def locate(self, moment: int) -> tuple[Segment, int]:
         """The segment and row of a moment, ``0 <= moment < len(snapshot)``."""
         if not 0 <= moment < len(self):
