@@ -67,8 +67,7 @@ class HubEncoder:
 
     Attributes:
         identity: Model, revision, sha256 of the weights' files and configuration.
-        things = 0
-    label_names: Empty; the models name nothing.
+        label_names: Empty; the models name nothing.
 
     Raises:
         UsageError: If transformers is not installed, or the name is no model of these families.
@@ -84,6 +83,7 @@ class HubEncoder:
     """
 
     label_names: Sequence[str] = ()
+    things = 0
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ SHARE_OF_COLOR = 0.3  # of a part of its window: even odds that the thing has th
 ONE_FOR_SEVERAL = 0.8  # of its probability is left to a moment with one, if several are asked for
 TIE = 0.05  # weight of the embedding's cosine where probabilities are alike
 MOST_MOMENTS = 10
-LEAST_TOLD = 0.35  # score of a label that a summary names unasked
+LEAST_TOLD = 0.6  # score of a label that a summary names unasked
 
 
 @dataclass(frozen=True, slots=True)
