@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,10 +127,14 @@ class EpisodicMemory(Memory):
         Raises:
             ValueError: If anything does not fit or is not finite; the memory is then unchanged.
         """
-        last = self._last if self._writes else None
-        check_write(tokens, time, self.config.token_dim, self.config.max_tokens, last)
-        frame = _Frame.checked(
-            self.config, self._writes, tokens, time, embedding, positions, pose, thumbnail, labels
+        frame = self._checked(
+            tokens,
+            time,
+            embedding=embedding,
+            positions=positions,
+            pose=pose,
+            thumbnail=thumbnail,
+            labels=labels,
         )
         boundary = self._is_boundary(frame)
         if boundary and self._open:
@@ -141,6 +146,21 @@ class EpisodicMemory(Memory):
         self._last = frame.time
         merged, dropped = self._shrink()
         return WriteReport(self.nbytes, boundary, merged, dropped)
+
+    def check(self, tokens: Tensor, time: float, **context: Any) -> None:
+        """Refuse what `write` would refuse, and change nothing.
+
+        A log that takes only what passes can always be replayed.
+
+        Raises:
+            ValueError: If anything does not fit or is not finite.
+        """
+        self._checked(tokens, time, **context)
+
+    def _checked(self, tokens: Tensor, time: float, **context: Any) -> _Frame:
+        last = self._last if self._writes else None
+        check_write(tokens, time, self.config.token_dim, self.config.max_tokens, last)
+        return _Frame.checked(self.config, self._writes, tokens, time, **context)
 
     def _is_boundary(self, frame: _Frame) -> bool:
         """Whether a frame begins a new moment."""
@@ -265,12 +285,6 @@ class EpisodicMemory(Memory):
         Raises:
             ValueError: If they are of another configuration or incomplete.
         """
-        columns = self.config.columns()
-        for segment in segments:
-            for name, (dtype, shape) in columns.items():
-                held = segment.columns.get(name)
-                if held is None or held.dtype != dtype or tuple(held.shape[1:]) != shape:
-                    raise ValueError(f"column {name} is missing or of another configuration")
         try:
             names, writes = state["counters"].tolist()
             last, distances = float(state["last"]), state["distances"].numpy().copy()
@@ -278,6 +292,11 @@ class EpisodicMemory(Memory):
             current = _OpenMoment.from_state(self.config, opened) if opened else None
         except KeyError as error:
             raise ValueError(f"the state holds no {error}; it is incomplete") from error
+        for segment in [*segments, *([current.segment("open")] if current else [])]:
+            for name, (dtype, shape) in self.config.columns().items():
+                held = segment.columns.get(name)
+                if held is None or held.dtype != dtype or tuple(held.shape[1:]) != shape:
+                    raise ValueError(f"column {name} is missing or of another configuration")
         self.reset()
         self._names, self._writes, self._last, self._distances = names, writes, last, distances
         self._open = current
@@ -298,18 +317,19 @@ class EpisodicMemory(Memory):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance; see `Memory.load_state_dict`."""
         columns = list(self.config.columns())
+        names = dict.fromkeys(key.split(".")[0] for key in state if "." in key)
         segments = []
-        for key in state:
-            if key.endswith(".thumbnail_offsets"):
-                name = key.split(".")[0]
-                try:
-                    held = {column: state[f"{name}.{column}"].clone() for column in columns}
-                    data = state[f"{name}.thumbnails"].numpy().tobytes()
-                except KeyError as error:
-                    raise ValueError(f"the state holds no {error}; it is incomplete") from error
-                ends = state[key].tolist()
-                pictures = tuple(data[a:b] for a, b in zip(ends, ends[1:], strict=False))
-                segments.append(Segment(name, held, pictures))
+        for name in names:
+            if name == "open":
+                continue
+            try:
+                held = {column: state[f"{name}.{column}"].clone() for column in columns}
+                data = state[f"{name}.thumbnails"].numpy().tobytes()
+                ends = state[f"{name}.thumbnail_offsets"].tolist()
+            except KeyError as error:
+                raise ValueError(f"the state holds no {error}; it is incomplete") from error
+            pictures = tuple(data[a:b] for a, b in zip(ends, ends[1:], strict=False))
+            segments.append(Segment(name, held, pictures))
         segments.sort(key=lambda segment: float(segment.columns["start"][0]))
         self.restore(segments, state)
 
@@ -336,11 +356,12 @@ class _Frame:
         number: int,
         tokens: Tensor,
         time: float,
-        embedding: Tensor | None,
-        positions: Tensor | None,
-        pose: Tensor | None,
-        thumbnail: bytes,
-        labels: Mapping[str, Tensor] | None,
+        *,
+        embedding: Tensor | None = None,
+        positions: Tensor | None = None,
+        pose: Tensor | None = None,
+        thumbnail: bytes = b"",
+        labels: Mapping[str, Tensor] | None = None,
     ) -> _Frame:
         """Check everything before anything is changed."""
         count = tokens.shape[0]
@@ -352,7 +373,7 @@ class _Frame:
             positions = torch.zeros(count, 2)
         if pose is None:
             pose = torch.full((4, 4), torch.nan)
-        elif not torch.isfinite(pose).all():
+        elif not torch.isfinite(pose.float()).all():
             raise ValueError("the pose holds NaN or infinity; leave it out where it is unknown")
         if len(thumbnail) > config.max_thumbnail:
             raise ValueError(
@@ -375,19 +396,25 @@ class _Frame:
                 raise ValueError(f"{name} must be {shape}, not {tuple(value.shape)}")
             if name != "pose" and not torch.isfinite(value).all():
                 raise ValueError(f"{name} holds NaN or infinity")
+        # What is kept in float16 must be finite there, too.
+        halves = [("tokens", tokens), ("positions", positions)]
+        halves += [(f"label {name}", given[name]) for name in ("box", "color")]
+        for name, value in halves:
+            if not torch.isfinite(value.half()).all():
+                raise ValueError(f"{name} must be within ±65504, the range of float16")
         time = float(time)
         padded = np.zeros((config.max_tokens, config.token_dim), np.float16)
-        padded[:count] = tokens.numpy()
+        padded[:count] = tokens.half().numpy()
         centres = np.zeros((config.max_tokens, 2), np.float16)
-        centres[:count] = positions.numpy()
-        score = given["score"].numpy().astype(np.float32)
+        centres[:count] = positions.half().numpy()
+        score = given["score"].float().numpy().copy()
         return cls(
             time=time,
             values={
                 "peak": np.array(time),
                 "source": np.array(number),
                 "embedding": unit(embedding.double().numpy()),
-                "pose": pose.numpy().astype(np.float32),
+                "pose": pose.float().numpy().copy(),
                 "token_count": np.array(count),
                 "tokens": padded,
                 "positions": centres,
@@ -397,8 +424,8 @@ class _Frame:
                 "label_max": score,
                 "label_sum": score,
                 "label_time": np.full(rows, time),
-                "label_box": given["box"].numpy().astype(np.float16),
-                "label_color": given["color"].numpy().astype(np.float16),
+                "label_box": given["box"].half().numpy().copy(),
+                "label_color": given["color"].half().numpy().copy(),
                 "label_count": given["count"].numpy().astype(np.int64),
             },
             direction=unit(tokens.double().mean(0).numpy()),
