@@ -28,7 +28,7 @@ def topk_search(bank: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
         >>> topk_search(torch.eye(3), torch.tensor([0.0, 2.0, 1.0]), k=2)[1].tolist()
         [1, 2]
     """
-    if k < 1 or bank.ndim != 2 or query.shape[-1] != bank.shape[1]:
+    if k < 1 or bank.ndim != 2 or query.ndim not in (1, 2) or query.shape[-1] != bank.shape[1]:
         raise ValueError(
             f"topk_search takes bank (M, D), query (..., D) and k >= 1, "
             f"not {tuple(bank.shape)}, {tuple(query.shape)} and {k}"
