@@ -76,6 +76,10 @@ class Lexicon:
         return json.loads((files("vismem.data") / "lexicon.json").read_text())
 
     @cached_property
+    def _class_words(self) -> frozenset[str]:
+        return frozenset(word.lower() for words in self._table["classes"] for word in words)
+
+    @cached_property
     def _people(self) -> frozenset[str]:
         return frozenset(self._table["people"])
 
@@ -136,7 +140,8 @@ class Lexicon:
             word = words[place]
             following = words[place + 1 : place + 2]
             starts_noun = bool(following) and following[0] not in _GRAMMAR
-            if word in _COLOR_WORDS and (word not in self._table["words"] or starts_noun):
+            # An orange is a fruit, unless a noun follows; every other colour is a colour.
+            if word in _COLOR_WORDS and (word not in self._class_words or starts_noun):
                 end_of_color()
                 color = word
                 place += 1
