@@ -95,13 +95,13 @@ def run(reel: Path, fps: float, threshold: float) -> dict[str, Any]:
         for question in questions:
             answer = memory.ask(question["ask"], threshold=threshold)
             best = None if answer.abstained else answer.moments[0]
-            moment = best and (best.start, best.end)
+            moment = (best.start, best.end) if best else None
             rows.append(
                 {
                     "right": is_right(moment, question["spans"]),
                     "ask": question["ask"],
                     "moment": moment,
-                    "score": best and best.score,
+                    "score": best.score if best else None,
                     "answer": answer.text,
                 }
             )

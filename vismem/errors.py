@@ -32,20 +32,25 @@ class StoreError(VismemError):
     exit_code = 4
 
 
-def require(module: str, *, extra: str) -> ModuleType:
-    """Import an optional dependency, or say which extra brings it.
+def require(module: str, *, extra: str | None = None) -> ModuleType:
+    """Import a dependency when it is needed, or say how to get it.
+
+    Args:
+        module: What to import.
+        extra: The extra of vismem that brings it; without one it is named after its package.
 
     Raises:
         UsageError: If the module is not installed.
 
     Example:
-        >>> require("math", extra="test").pi > 3
+        >>> require("math").pi > 3
         True
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = f"'vismem[{extra}]'" if extra else module
         raise UsageError(
             f"{module} is needed for this and cannot be imported ({error}); "
-            f"run: pip install 'vismem[{extra}]'"
+            f"run: pip install {package}"
         ) from error

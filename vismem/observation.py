@@ -7,6 +7,7 @@ the same memory bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,11 +16,10 @@ from torch import Tensor
 
 from vismem.encoders.base import Encoding
 from vismem.frame import Frame
-from vismem.memory.base import WriteReport
-from vismem.memory.episodic import EpisodicMemory, bytes_tensor
+from vismem.memory.episodic import bytes_tensor
 from vismem.store import Event
 
-__all__ = ["LEAST_EVENT", "events", "observation", "thumbnail", "write"]
+__all__ = ["LEAST_EVENT", "arguments", "events", "observation", "thumbnail"]
 
 LEAST_EVENT = 0.05  # label score below which nothing is listed as an event
 THUMBNAIL_WIDTH = 192
@@ -56,27 +56,21 @@ def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[st
     return tensors
 
 
-def write(memory: EpisodicMemory, at: float, tensors: Mapping[str, Tensor]) -> WriteReport:
-    """Write an observation into a memory.
+def arguments(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Give what `EpisodicMemory.write` takes beside the time.
 
     Args:
-        memory: Where to.
-        at: Its time in seconds.
         tensors: What `observation` gave, or a log gives back.
-
-    Raises:
-        ValueError: If the memory refuses it.
     """
     labels = {k.removeprefix("label."): v for k, v in tensors.items() if k.startswith("label.")}
-    return memory.write(
-        tensors["tokens"],
-        at,
-        embedding=tensors["embedding"],
-        positions=tensors["positions"],
-        pose=tensors.get("pose"),
-        thumbnail=tensors["thumbnail"].numpy().tobytes(),
-        labels=labels or None,
-    )
+    return {
+        "tokens": tensors["tokens"],
+        "embedding": tensors["embedding"],
+        "positions": tensors["positions"],
+        "pose": tensors.get("pose"),
+        "thumbnail": tensors["thumbnail"].numpy().tobytes(),
+        "labels": labels or None,
+    }
 
 
 def events(columns: Mapping[str, Tensor], names: Sequence[str], stream: str) -> Iterator[Event]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 
 from vismem.clock import StreamClock
@@ -33,7 +34,7 @@ from vismem.memory.episodic import (
     EpisodicSnapshot,
     Segment,
 )
-from vismem.observation import events, observation, write
+from vismem.observation import arguments, events, observation
 from vismem.store import (
     Durability,
     Event,
@@ -159,6 +160,7 @@ class VisualMemory:
         self._store_lock = threading.RLock()  # held by whoever changes what is on disk
         self._writer = Writer(self._encode, self._take, self._refuse, queue)
         self._closed = False
+        self._expired = False  # moments are gone from memory and not yet from disk
         self._index: VectorIndex | None = None  # of a memory too large to compare with in full
 
     # ------------------------------------------------------------------ opening and closing
@@ -314,20 +316,15 @@ class VisualMemory:
             StoreError: If an earlier frame could not be stored (a full disk): it is kept, and
                 stored when there is room again; this frame was not taken, hand it over again.
             UsageError: If the memory is open for reading only, or closed.
-            ValueError: If the frame holds no picture or no time.
+            ValueError: If the frame holds no picture or no time, or its pose is not ``(4, 4)``.
         """
         if self._read_only or self._closed:
             raise UsageError("this memory is closed or open for reading only; open it to write")
-        if not math.isfinite(frame.timestamp):
-            self.stats.refused += 1
-            raise ValueError(f"a frame's timestamp must be finite seconds, not {frame.timestamp}")
         try:
-            image = as_rgb(frame.image)
+            frame = _own(frame)
         except ValueError:
             self.stats.refused += 1
             raise
-        if frame.image is not image:
-            frame = Frame(image, frame.timestamp, frame.stream, frame.index, frame.pose)
         if self._writer.put(frame, block=block):
             return True
         self.stats.dropped += 1
@@ -358,6 +355,13 @@ class VisualMemory:
     def _take(self, frame: Frame, encoding: Encoding) -> None:
         """Store one encoded frame, then remember it."""
         with self._store_lock:
+            # Sealing comes first: if it fails, the frame is tried again and must not be there yet.
+            if self._store and (
+                self._expired
+                or self._store.records >= COMMIT_RECORDS
+                or self._store.nbytes["tail"] >= COMMIT_BYTES
+            ):
+                self._commit()
             self._append(frame, encoding)
 
     def _append(self, frame: Frame, encoding: Encoding) -> None:
@@ -367,6 +371,7 @@ class VisualMemory:
             self.stats.late += 1
             return
         tensors = observation(frame, encoding, self._sizes.max_thumbnail)
+        stream.memory.check(time=at, **arguments(tensors))  # what is logged can be replayed
         if self._store:
             meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
             self._store.append(pack(tensors, meta))
@@ -375,15 +380,11 @@ class VisualMemory:
             self._note(f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s")
         self._remember(stream, at, tensors)
         self.stats.written += 1
-        self._expire(at)
-        if self._store and (
-            self._store.records >= COMMIT_RECORDS or self._store.nbytes["tail"] >= COMMIT_BYTES
-        ):
-            self._commit()
+        self._expire()
 
     def _remember(self, stream: _Stream, at: float, tensors: Mapping[str, torch.Tensor]) -> None:
         with self._memory_lock:
-            report = write(stream.memory, at, tensors)
+            report = stream.memory.write(time=at, **arguments(tensors))
             self._frames += 1
         self.stats.merged += report.merged
         self.stats.forgotten += report.dropped
@@ -403,8 +404,8 @@ class VisualMemory:
 
     # ------------------------------------------------------------------ forgetting and sealing
 
-    def _expire(self, now: float) -> None:
-        """Forget by age, and seal when something went, so that it leaves the disk as well."""
+    def _expire(self) -> None:
+        """Forget by age; the next seal takes it from the disk as well."""
         if self._retain is None:
             return
         with self._memory_lock:
@@ -415,8 +416,7 @@ class VisualMemory:
             )
         if gone:
             self.stats.forgotten += gone
-            if self._store:
-                self._commit()
+            self._expired = True
 
     def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
         """Forget every moment that touches a span of time, in memory and on disk.
@@ -447,7 +447,8 @@ class VisualMemory:
                     if stream in (None, s.name)
                 )
             self.stats.forgotten += gone
-            if self._store and gone:
+            # The log may hold frames of the span whose moment was given up before.
+            if self._store and (gone or self._store.records):
                 self._commit()
         return gone
 
@@ -470,6 +471,7 @@ class VisualMemory:
             kept.append({"name": stream.name, "clock": asdict(stream.clock)})
         meta = {"frames": self._frames, "streams": kept}
         report = self._store.commit(segments, state, meta=meta, events=self._events)
+        self._expired = False
         for problem in report.problems:
             self._note(problem)
 
@@ -549,9 +551,27 @@ class VisualMemory:
     @property
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""
-        return sum(stream.memory.nbytes for stream in self._streams.values())
+        with self._memory_lock:
+            return sum(stream.memory.nbytes for stream in self._streams.values())
 
     def last_timestamp(self, stream: str) -> float | None:
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
         held = self._streams.get(stream)
         return held.clock.last_raw if held else None
+
+
+def _own(frame: Frame) -> Frame:
+    """Check a frame and copy what a caller may change while it waits."""
+    try:
+        timestamp = float(frame.timestamp)
+    except (TypeError, ValueError):
+        timestamp = math.nan
+    if not math.isfinite(timestamp):
+        raise ValueError(f"a frame's timestamp must be finite seconds, not {frame.timestamp!r}")
+    image = as_rgb(frame.image)
+    if np.may_share_memory(image, frame.image):
+        image = image.copy()
+    pose = None if frame.pose is None else np.array(frame.pose, np.float64)
+    if pose is not None and pose.shape != (4, 4):
+        raise ValueError(f"a pose is (4, 4) camera-to-world, not {pose.shape}")
+    return Frame(image, timestamp, frame.stream, frame.index, pose)

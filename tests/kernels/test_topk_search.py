@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-
 from vismem.kernels.topk_search import cpu, reference, topk_search
 
 

@@ -42,7 +42,7 @@ class PyAVDecoder:
     """Decodes with PyAV: exact times, and a damaged packet costs no more than what it shows."""
 
     def __init__(self, path: Path) -> None:
-        self._av: Any = require("av", extra="av")
+        self._av: Any = require("av")
         if not hasattr(self._av.VideoFrame, "rotation"):
             raise ValueError("this PyAV is older than 14.1; run: pip install -U 'av>=14.1'")
         self._path = path
@@ -155,7 +155,8 @@ class DecordDecoder:
         # decord looks for the last frames without waiting and gives up after 10,240 looks, which a
         # sound file on a busy machine needs; 2 ** 20 looks take less than a second.
         os.environ.setdefault("DECORD_EOF_RETRY_MAX", str(2**20))
-        self._decord: Any = require("decord", extra="av")
+        self._decord: Any = require("decord")
+        self._decord.logging.set_level(self._decord.logging.QUIET)  # what fails is raised, and told
         self._path = path
         self._reader = self._open()
         try:
@@ -228,7 +229,7 @@ def _open_decoder(path: Path, decoder: str) -> tuple[Decoder, str]:
             return _DECODERS[name][1](path), "; ".join(reasons)
         except ValueError as error:
             reasons.append(str(error))
-    more = "" if find_spec("av") else ", or run: pip install 'vismem[av]', which reads more files"
+    more = "" if find_spec("av") else ", or run: pip install av, which reads more files"
     raise SourceError(
         f"{path} cannot be read as a video ({reasons[0]}); it is none, or its recorder never "
         f"finished it: record or copy it again{more}"
