@@ -291,18 +291,19 @@ def _evidence(moment: Moment, many_streams: bool) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _sentence(question: str, things: str, moments: Sequence[Moment], many_streams: bool) -> str:
-    """Put the evidence into words."""
+def _sentence(
+    question: str, things: str, moments: Sequence[Moment], many_streams: bool
+) -> tuple[str, Sequence[Moment]]:
+    """Put the evidence into words; gives the moments that they speak of as well."""
     text = question.lower()
     told = moments[:3]
     if re.search(r"\bhow many times\b", text):
-        ordered = sorted(moments, key=lambda m: m.start)
-        listed = "; ".join(_evidence(m, many_streams) for m in ordered)
-        return f"{things}: {len(ordered)} time{'s' * (len(ordered) > 1)}: {listed}."
-    if re.search(r"\bhow many\b", text):
+        told = sorted(moments[:MOST_MOMENTS], key=lambda m: m.start)
+        things += f": {len(moments)} time{'s' * (len(moments) > 1)}"
+    elif re.search(r"\bhow many\b", text):
         most = max(moments, key=lambda m: m.count)
-        return f"{things}: at most {most.count} at once, at {clock(most.time)}."
-    if re.search(r"\b(first|earliest)\b", text):
+        return f"{things}: at most {most.count} at once, at {clock(most.time)}.", [most]
+    elif re.search(r"\b(first|earliest)\b", text):
         told = [min(moments, key=lambda m: m.start)]
         things += ", first"
     elif re.search(r"\b(last|latest)\b(?! \d)", text):
@@ -310,7 +311,7 @@ def _sentence(question: str, things: str, moments: Sequence[Moment], many_stream
         things += ", last"
     more = len(moments) - len(told)
     rest = f"; and {more} more" if more > 0 and len(told) > 1 else ""
-    return f"{things}: {'; '.join(_evidence(m, many_streams) for m in told)}{rest}."
+    return f"{things}: {'; '.join(_evidence(m, many_streams) for m in told)}{rest}.", told
 
 
 def summarise(
@@ -404,7 +405,7 @@ def answer(
             span=span,
             nearest=(nearest or {}).get(stream),
         )
-    found = sorted(found, key=lambda m: -m.score)[:MOST_MOMENTS]
+    found.sort(key=lambda m: -m.score)
     things = _things(query.terms) or f'"{question.strip()}"'
     if not found:
         text = f"Not seen: {things}."
@@ -413,8 +414,9 @@ def answer(
             text = f"Not seen: this encoder has no label for {words}."
         return Answer(question, text, (), True, facts)
     things = things[0].upper() + things[1:]
-    sentence = _sentence(question, things, found, len(snapshots) > 1)
-    return Answer(question, sentence, tuple(found), False, facts)
+    sentence, told = _sentence(question, things, found, len(snapshots) > 1)
+    evidence = [m for n, m in enumerate(found) if n < MOST_MOMENTS or m in told]
+    return Answer(question, sentence, tuple(evidence), False, facts)
 
 
 def _things(terms: Iterable[Term]) -> str:

@@ -156,7 +156,6 @@ class DecordDecoder:
         # sound file on a busy machine needs; 2 ** 20 looks take less than a second.
         os.environ.setdefault("DECORD_EOF_RETRY_MAX", str(2**20))
         self._decord: Any = require("decord")
-        self._decord.logging.set_level(self._decord.logging.QUIET)  # what fails is raised, and told
         self._path = path
         self._reader = self._open()
         try:
