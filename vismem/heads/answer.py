@@ -245,6 +245,8 @@ def _seconds(text: str, unit: str = "") -> float:
     value = 0.0
     for part in text.split(":"):
         value = value * 60 + float(part)
+    if ":" in text:
+        return value
     return value * (60 if unit.startswith("min") else 3600 if unit.startswith("h") else 1)
 
 
@@ -260,11 +262,12 @@ def asked_span(question: str, newest: float) -> tuple[float, float]:
     text = question.lower()
     amount = r"(\d+:\d\d(?::\d\d)?|\d+(?:\.\d+)?)\s*(s|sec\w*|min\w*|h|hours?)?\b"
     if match := re.search(rf"\b(?:between|from) {amount} (?:and|to) {amount}", text):
-        return _seconds(match[1], match[2] or ""), _seconds(match[3], match[4] or "")
+        unit = match[4] or ""  # of both, in "between 1 and 2 minutes"
+        return _seconds(match[1], match[2] or unit), _seconds(match[3], unit)
     if match := re.search(rf"\blast {amount}", text):
         return newest - _seconds(match[1], match[2] or ""), torch.inf
-    if match := re.search(rf"\b(?:at|around) (?:second |minute )?{amount}", text):
-        at = _seconds(match[1], match[2] or "")
+    if match := re.search(rf"\b(?:at|around) (second |minute )?{amount}", text):
+        at = _seconds(match[2], match[1] or match[3] or "")
         return at - 1.0, at + 1.0
     if match := re.search(rf"\bafter {amount}", text):
         return _seconds(match[1], match[2] or ""), torch.inf
