@@ -33,7 +33,7 @@ class TinyEncoder:
     """
 
     label_names: Sequence[str] = ("cat", "dog", "person", *COLORS)
-    embedding_dim, token_dim, max_tokens = 6, 4, 2
+    embedding_dim, token_dim, max_tokens, things = 6, 4, 2, 3
     forms = {"cat": 0, "cats": 0, "dog": 1, "dogs": 1, "person": 2, "people": 2}
 
     def __init__(self, version: str = "1") -> None:
