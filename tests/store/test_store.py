@@ -186,7 +186,7 @@ def test_an_interrupted_create_can_be_repeated(path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "write_manifest", fail)
+        patch.setattr("vismem.store.commit.write_manifest", fail)
         with pytest.raises(StoreError, match="disk is full.*create it again"):
             MemoryStore.create(path, encoder={}, config={})
     with pytest.raises(StoreError, match="interrupted, create it again"):

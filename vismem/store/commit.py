@@ -1,4 +1,4 @@
-"""The files of the next commit: written and forced to the medium before any manifest names them."""
+"""Writing a commit: every file is on the medium before a manifest names it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from typing import Any
 from torch import Tensor
 
 from .disk import sync_directory, write_file
-from .manifest import Manifest, SegmentEntry, StateEntry, state_file, tail_file
+from .manifest import (
+    Manifest,
+    SegmentEntry,
+    StateEntry,
+    state_file,
+    tail_file,
+    write_manifest,
+)
 from .record import pack
 from .segment import SegmentData, write_segment
-from .tail import TailLog
+from .tail import Durability, TailLog
 
-__all__ = ["write_commit"]
+__all__ = ["write_commit", "write_first"]
 
 
 def write_commit(
@@ -62,3 +69,32 @@ def write_commit(
         state=StateEntry(path.name, sha256, size),
         segments=tuple(entries),
     )
+
+
+def write_first(
+    directory: Path,
+    *,
+    encoder: Mapping[str, str],
+    config: Mapping[str, Any],
+    durability: Durability,
+) -> None:
+    """Make a directory an empty memory; the manifest comes last, and with it the memory.
+
+    Raises:
+        OSError: If the disk is full or fails.
+        UsageError: If encoder or config are not JSON.
+    """
+    TailLog.create(directory / tail_file(0))
+    sync_directory(directory)
+    manifest = Manifest(
+        encoder=dict(encoder),
+        config=dict(config),
+        meta={},
+        durability=durability,
+        tail=tail_file(0),
+        first=0,
+        state=None,
+        segments=(),
+    )
+    write_manifest(directory, manifest)
+    sync_directory(directory.absolute().parent)

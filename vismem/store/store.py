@@ -13,8 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import StoreError, UsageError
-from .commit import write_commit
-from .disk import disk_error, file_size, sync_directory
+from .commit import write_commit, write_first
+from .contents import open_contents
+from .disk import disk_error
 from .events import EVENTS, Event, EventIndex
 from .index import INDEX, MIN_SHARE, VectorIndex
 from .lock import WriterLock
@@ -23,10 +24,8 @@ from .manifest import (
     OWN_FILE,
     Manifest,
     read_manifest,
-    tail_file,
     write_manifest,
 )
-from .record import map_tensors
 from .segment import SegmentData, SegmentFile
 from .tail import Durability, TailLog
 from .verify import orphans, salvage
@@ -145,20 +144,7 @@ class MemoryStore:
         try:
             if (path / MANIFEST).exists():
                 raise StoreError(f"{path} was created by somebody else just now: open it")
-            TailLog.create(path / tail_file(0))
-            sync_directory(path)
-            manifest = Manifest(
-                encoder=dict(encoder),
-                config=dict(config),
-                meta={},
-                durability=durability,
-                tail=tail_file(0),
-                first=0,
-                state=None,
-                segments=(),
-            )
-            write_manifest(path, manifest)
-            sync_directory(path.absolute().parent)
+            write_first(path, encoder=encoder, config=config, durability=durability)
             return cls(path, lock)
         except OSError as error:
             lock.release()
@@ -249,22 +235,9 @@ class MemoryStore:
         return problems
 
     def _adopt(self, manifest: Manifest) -> None:
-        known = {segment.entry: segment for segment in self._segments}
         try:
-            segments = [
-                known.get(entry) or SegmentFile(self.path, entry) for entry in manifest.segments
-            ]
-            state = {}
-            if manifest.state:
-                path = self.path / manifest.state.file
-                if file_size(path) != manifest.state.bytes:
-                    raise StoreError(f"{path.name} is damaged: it has not its size")
-                state = map_tensors(path)
-            tail = TailLog(
-                self.path / manifest.tail,
-                first=manifest.first,
-                durability=manifest.durability,
-                read_only=self._lock is None,
+            contents = open_contents(
+                self.path, manifest, known=self._segments, read_only=self._lock is None
             )
         except StoreError as error:
             raise StoreError(
@@ -273,7 +246,8 @@ class MemoryStore:
             ) from error
         if self._manifest:
             self._tail.close()
-        self._manifest, self._segments, self._state, self._tail = manifest, segments, state, tail
+        self._manifest = manifest
+        self._segments, self._state, self._tail = contents
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -288,7 +262,7 @@ class MemoryStore:
 
         Raises:
             StoreError: If the disk is full or fails; the store is as before, call it again.
-            UsageError: If the store is closed or read-only, or the payload empty or too large.
+            UsageError: If the store is closed or read-only, or the payload too large.
         """
         self._check_writable()
         return self._tail.append(payload)
@@ -320,6 +294,7 @@ class MemoryStore:
             UsageError: If the store is closed or read-only, or something cannot be stored.
         """
         before = self._check_writable()
+        # However this ends, Ctrl-C included, the next call looks at what the disk says.
         self._settled = False
         try:
             first = self._tail.first + len(self._tail)
@@ -330,9 +305,6 @@ class MemoryStore:
         except OSError as error:
             self._settle()
             raise disk_error(error, self.path, "commit again") from error
-        except BaseException:
-            self._settle()
-            raise
         problems = self._settle()
         if events is not None:
             problems += self._index_events(events)

@@ -135,15 +135,15 @@ class TailLog:
     def _frames(self, end: int) -> Iterator[tuple[int, bytes]]:
         """Yield the end and the payload of each whole frame before ``end``."""
         at = _HEADER.size
-        while end - at > _FRAME.size:
+        while end - at >= _FRAME.size:
             head = os.pread(self._file, _FRAME.size, at)
             if len(head) < _FRAME.size:
                 return
             length, crc = _FRAME.unpack(head)
             at += _FRAME.size
-            # No frame is empty, so that a run of zeros, as some disks leave it, is not taken for
-            # records; and no length is believed that the file cannot hold.
-            if not 0 < length <= min(MAX_RECORD, end - at):
+            # No length is believed that the file cannot hold. Zeros, as some disks leave them, are
+            # no frame either, for the crc of a length of zero is not zero.
+            if length > min(MAX_RECORD, end - at):
                 return
             payload = os.pread(self._file, length, at)
             if _checksum(payload) != crc:
@@ -158,12 +158,12 @@ class TailLog:
             The number of the record; they count up by one.
 
         Raises:
-            UsageError: If the payload is empty or over :data:`MAX_RECORD`.
+            UsageError: If the payload is over :data:`MAX_RECORD`.
             StoreError: If the disk is full or fails. The log is as it was before the call, and
                 takes records again as soon as the disk does.
         """
-        if not 0 < len(payload) <= MAX_RECORD:
-            raise UsageError(f"a record has 1 to {MAX_RECORD} bytes, not {len(payload)}")
+        if len(payload) > MAX_RECORD:
+            raise UsageError(f"a record has at most {MAX_RECORD} bytes, not {len(payload)}")
         try:
             if self._torn:
                 os.ftruncate(self._file, self._end)
