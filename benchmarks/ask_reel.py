@@ -39,8 +39,6 @@ def is_right(moment: Span | None, spans: Sequence[Span]) -> bool:
     if moment is None or not spans:
         return moment is None and not spans
     start, end = moment
-    if start == end:  # a single frame
-        return any(a <= start <= b for a, b in spans)
     return any(min(end, b) - max(start, a) >= (end - start) / 2 for a, b in spans)
 
 
