@@ -27,6 +27,7 @@ from vismem.encoders.base import Encoding, Labels, Query, Term
 from vismem.encoders.color import COLORS, color_shares
 from vismem.encoders.lexicon import FIRST_COLOR, PERSON, Lexicon, label_arrays
 from vismem.encoders.lite0 import WEIGHTS_SHA256, Lite0, fast_dtype, load_lite0
+from vismem.encoders.person import WEIGHTS_SHA256 as PERSON_SHA256
 from vismem.encoders.person import PersonDetector
 from vismem.encoders.sentence import MODEL_SHA256, SentenceEncoder
 
@@ -84,7 +85,7 @@ class EmbeddedEncoder:
         self._lexicon = Lexicon()
         self.identity = {
             "model": "embedded",
-            "weights": f"lite0 {WEIGHTS_SHA256[:12]}, minilm {MODEL_SHA256[:12]}",
+            "weights": f"lite0 {WEIGHTS_SHA256}, person {PERSON_SHA256}, minilm {MODEL_SHA256}",
             "config": f"area {area}, tokens {max_tokens}, labels {labels}, rule 1",
         }
 
