@@ -417,8 +417,8 @@ def answer(
             text = f"Not seen: this encoder has no label for {words}."
         return Answer(question, text, (), True, facts)
     things = things[0].upper() + things[1:]
-    sentence, told = _sentence(question, things, found, len(snapshots) > 1)
-    evidence = [m for n, m in enumerate(found) if n < MOST_MOMENTS or m in told]
+    sentence, spoken_of = _sentence(question, things, found, len(snapshots) > 1)
+    evidence = [m for n, m in enumerate(found) if n < MOST_MOMENTS or m in spoken_of]
     return Answer(question, sentence, tuple(evidence), False, facts)
 
 
