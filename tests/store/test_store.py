@@ -134,6 +134,24 @@ def test_old_files_that_cannot_be_removed_are_reported(store, path, monkeypatch)
     assert "seg_s0.blob" not in names(path)
 
 
+def test_an_interrupt_right_after_the_switch_loses_nothing(store, path, monkeypatch):
+    real = store_module.write_manifest
+
+    def interrupted(*args):
+        real(*args)
+        raise KeyboardInterrupt
+
+    store.append(b"a")
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "write_manifest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.commit({"s0": segment(0)}, {})
+    assert store.append(b"b") == 1
+    store.close()
+    with MemoryStore.open(path) as store:
+        assert numbers(store) == [0] and list(store.replay()) == [(1, b"b")]
+
+
 # -- opening --------------------------------------------------------------------------------------
 
 

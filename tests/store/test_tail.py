@@ -222,3 +222,12 @@ def test_a_link_is_not_followed(path, tmp_path):
     link.symlink_to(path)
     with pytest.raises(StoreError):
         TailLog(link)
+
+
+def test_a_garbage_length_is_never_allocated(path, monkeypatch):
+    whole = filled(path)
+    path.write_bytes(whole + struct.pack("<II", 2**32 - 1, 0) + b"x" * 50)
+    real, asked = os.pread, []
+    monkeypatch.setattr(os, "pread", lambda *args: asked.append(args[1]) or real(*args))
+    assert len(TailLog(path)) == len(PAYLOADS)
+    assert max(asked) <= 1000
