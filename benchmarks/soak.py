@@ -281,7 +281,7 @@ def table(report: Report) -> str:
         f"encode, CPU ms          median {np.median(report.encoding) * 1000:.3f}",
         "medians of thousands    " + " ".join(f"{m * 1000:.2f}" for m in medians),
     ]
-    if len(medians) > 1:
+    if len(medians) > 2:  # else the last is the second
         lines.append(f"last/second thousand: {last_to_second(medians):.2f}")
         same = last_to_second(block_medians(report.encoding))
         lines.append(f"  of encoding alone, always the same work, so the machine's own: {same:.2f}")
