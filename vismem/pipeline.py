@@ -27,7 +27,7 @@ from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
 from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer
-from vismem.memory.base import Budget
+from vismem.memory.base import Budget, WriteReport
 from vismem.memory.episodic import (
     EpisodicConfig,
     EpisodicMemory,
@@ -386,6 +386,9 @@ class VisualMemory:
         with self._memory_lock:
             report = stream.memory.write(time=at, **arguments(tensors))
             self._frames += 1
+        self._count(report)
+
+    def _count(self, report: WriteReport) -> None:
         self.stats.merged += report.merged
         self.stats.forgotten += report.dropped
 
@@ -400,7 +403,7 @@ class VisualMemory:
 
     def _share_budget(self) -> None:
         for stream in self._streams.values():
-            stream.memory.set_budget(self.budget.bytes // len(self._streams))
+            self._count(stream.memory.set_budget(self.budget.bytes // len(self._streams)))
 
     # ------------------------------------------------------------------ forgetting and sealing
 

@@ -235,10 +235,11 @@ class EpisodicMemory(Memory):
                 self._replace(first, first + 2, [join_segments(pair, self._name())])
                 return
 
-    def set_budget(self, budget: Budget | int | str) -> None:
-        """Take another budget, at once."""
+    def set_budget(self, budget: Budget | int | str) -> WriteReport:
+        """Take another budget, at once; reports what that merged and dropped."""
         self.budget = Budget.parse(budget)
-        self._shrink()
+        merged, dropped = self._shrink()
+        return WriteReport(self.nbytes, merged=merged, dropped=dropped)
 
     def forget(self, start: float, end: float) -> int:
         """Give up every moment that touches a span of time, whole.
