@@ -49,7 +49,7 @@ from vismem.store import (
 __all__ = ["Stats", "VisualMemory"]
 
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
-COMMIT_BYTES = 32 * 2**20
+COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 NEAREST = 4096  # moments that the vector index picks for comparison
 
 
@@ -161,6 +161,8 @@ class VisualMemory:
         self._writer = Writer(self._encode, self._take, self._refuse, queue)
         self._closed = False
         self._expired = False  # moments are gone from memory and not yet from disk
+        self._logged = 0  # bytes of log since the last commit
+        self._most_logged = min(max(self.budget.bytes, COMMIT_BYTES[0]), COMMIT_BYTES[1])
         self._index: VectorIndex | None = None  # of a memory too large to compare with in full
 
     # ------------------------------------------------------------------ opening and closing
@@ -236,6 +238,7 @@ class VisualMemory:
                 kept["name"], memory, StreamClock(**kept["clock"])
             )
         self._share_budget()
+        self._logged = store.nbytes["tail"]
         if self._read_only:
             self._index = store.vector_index()
         for _, payload in store.replay():
@@ -359,7 +362,7 @@ class VisualMemory:
             if self._store and (
                 self._expired
                 or self._store.records >= COMMIT_RECORDS
-                or self._store.nbytes["tail"] >= COMMIT_BYTES
+                or self._logged >= self._most_logged
             ):
                 self._commit()
             self._append(frame, encoding)
@@ -374,7 +377,9 @@ class VisualMemory:
         stream.memory.check(time=at, **arguments(tensors))  # what is logged can be replayed
         if self._store:
             meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
-            self._store.append(pack(tensors, meta))
+            record = pack(tensors, meta)
+            self._store.append(record)
+            self._logged += len(record)
         if stream.clock.accept(frame.timestamp, at):
             self.stats.clock_jumps += 1
             self._note(f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s")
@@ -474,6 +479,7 @@ class VisualMemory:
             kept.append({"name": stream.name, "clock": asdict(stream.clock)})
         meta = {"frames": self._frames, "streams": kept}
         report = self._store.commit(segments, state, meta=meta, events=self._events)
+        self._logged = 0
         self._expired = False
         for problem in report.problems:
             self._note(problem)
