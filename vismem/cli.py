@@ -70,6 +70,8 @@ class Ask:
     """Plain English: "when does the dog appear?"."""
     threshold: float | None = None
     """Least probability that is claimed."""
+    rephrase: bool = False
+    """Let a small language model smooth the sentence; only faithful words pass (extra llm)."""
     json: bool = False
     """Print the answer with its evidence as JSON."""
 
@@ -392,6 +394,10 @@ def _ask(verb: Ask) -> int:
             answer = memory.ask(verb.question, threshold=threshold)
         except ValueError as error:
             raise UsageError(str(error)) from error
+    if verb.rephrase:
+        from vismem.heads.rephrase import Rephraser
+
+        answer = Rephraser().rephrase(answer)
     print(json.dumps(answer.to_dict()) if verb.json else answer.text)
     return 0
 
