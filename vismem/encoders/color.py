@@ -43,6 +43,8 @@ def _table() -> np.ndarray:
     names = np.full(len(light), _INDEX["pink"], np.uint8)
     for end, name in reversed(_HUES):
         names[hue < end] = _INDEX[name]
+    # Hue is not even in CIELAB: the bluest of sRGB lies at 306, where pale colours are purple.
+    names[(hue >= 300) & (hue < 307) & (chroma > 66)] = _INDEX["blue"]
     warm = (hue >= 12) & (hue < 95)
     names[warm & (light < 45) & (chroma < 60) & (hue >= 38)] = _INDEX["brown"]
     names[warm & (light < 58) & (chroma < 38)] = _INDEX["brown"]

@@ -48,7 +48,7 @@ _GRAMMAR = frozenset(
 )
 _GROUPS = frozenset("people crowd folk couple team audience staff crew".split())
 _SINGULARS = [("ies", "y"), ("ves", "f"), ("ches", "ch"), ("shes", "sh"), ("xes", "x")]
-_SINGULARS += [("sses", "ss"), ("zes", "z"), ("men", "man"), ("es", "e"), ("s", "")]
+_SINGULARS += [("sses", "ss"), ("zes", "z"), ("men", "man"), ("es", "e"), ("s", ""), ("ses", "s")]
 
 
 @dataclass(frozen=True, slots=True)
