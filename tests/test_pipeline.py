@@ -230,6 +230,31 @@ def test_two_streams_come_back_after_a_crash(make, path: Path, tiny, seal_often:
         assert set(again.snapshots()) == {"door", "yard"}
 
 
+def test_a_vector_index_gives_the_same_answers(
+    make, path: Path, tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A very large memory asks the index which moments to compare; here, any is very large."""
+    in_ram = make()
+    with make(path=path) as memory:
+        fill(memory, range(200)), fill(in_ram, range(200))
+    asked = "zigzag"  # no label, so that vectors are compared
+    real = MemoryStore.vector_index
+    monkeypatch.setattr(MemoryStore, "vector_index", lambda store: real(store, threshold=1))
+    with vm.VisualMemory.open(path, encoder=tiny) as memory:  # closing makes the index
+        fill(memory, range(200, 210)), fill(in_ram, range(200, 210))
+    memory = vm.VisualMemory.open(path, encoder=tiny)
+    fill(memory, range(210, 230)), fill(in_ram, range(210, 230))
+    crash(memory)
+    with vm.VisualMemory.open(path, read_only=True, encoder=tiny) as reader:
+        assert reader._index is not None and reader._index.covered
+        picked = reader._nearest(0)(reader.snapshots()["camera"], tiny.query(asked).vector)
+        newest = len(reader.snapshots()["camera"]) - 1
+        assert newest in picked.tolist(), "what came after the index is compared, too"
+        for threshold in (0.0, 0.3, 0.5):
+            found, plain = (m.ask(asked, threshold=threshold) for m in (reader, in_ram))
+            assert found == plain and not found.abstained
+
+
 # --------------------------------------------------------------------------- who may open it
 
 
