@@ -22,7 +22,7 @@ import torch
 
 from vismem import VisualMemory, open_stream
 from vismem.errors import SourceError, VismemError
-from vismem.heads.answer import THRESHOLD, clock
+from vismem.heads.answer import THRESHOLD
 
 GALLERY = Path(__file__).resolve().parents[1] / "data" / "gallery.json"
 
@@ -131,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
         verdict = "right" if row["right"] else "WRONG"
         span, score = "-", "-"
         if row["moment"]:
-            span = "-".join(clock(second, tenths=True) for second in row["moment"])
+            span = "-".join(f"{second:.1f}" for second in row["moment"])
             score = f"{row['score']:.2f}"
         lines.append(f"{verdict}  {row['ask']:{width}}  {span:13}  {score:>5}  {row['answer']}")
     lines.append(f"{result['right']}/{len(rows)} right")

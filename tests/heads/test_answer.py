@@ -454,3 +454,8 @@ def test_every_number_in_the_sentence_is_in_the_evidence(
     numbers = re.findall(r"\d+(?:[:.]\d+)*", reply.text)
     assert numbers or reply.abstained
     assert set(numbers) <= numbers_of(reply.moments)
+
+
+def test_times_of_a_camera_are_told_as_dates_and_those_of_a_recording_from_its_start():
+    assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", clock(1_763_700_000.0))
+    assert clock(3_723.9) == "1:02:03"

@@ -276,7 +276,7 @@ def test_any_text_gets_a_verdict(text: str, sentence: str) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.floats(0, 2e9),
+            st.floats(0, 9e8),  # dates are refused, and the sentence stays as it was
             st.floats(0, 9e3),
             st.floats(0.5, 1.0),
             st.sampled_from(["left", "top right", "centre"]),

@@ -7,6 +7,7 @@ best of them. No language model takes part, so nothing can be made up.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ SHARE_OF_COLOR = 0.3  # of a part of its window: even odds that the thing has th
 ONE_FOR_SEVERAL = 0.8  # of its probability is left to a moment with one, if several are asked for
 TIE = 0.05  # weight of the embedding's cosine where probabilities are alike
 MOST_MOMENTS = 10
+WALL_CLOCK = 1e9  # seconds since 1970, in 2001; no recording is that long
 LEAST_TOLD = 0.6  # score of a label that a summary names unasked
 
 
@@ -96,19 +98,22 @@ class Answer:
         }
 
 
-def clock(seconds: float, *, tenths: bool = False) -> str:
-    """Write seconds as a person would.
+def clock(seconds: float) -> str:
+    """Write a time as a person would: of the recording, or of the day where a camera gave it.
+
+    Args:
+        seconds: Since the recording began, or since 1970 by a camera's or a robot's clock.
 
     Example:
-        >>> clock(75), clock(3700), clock(9.58, tenths=True)
-        ('1:15', '1:01:40', '0:09.5')
+        >>> clock(75), clock(3700), clock(9.58)
+        ('1:15', '1:01:40', '0:09')
     """
-    sign, seconds = ("-", -seconds) if seconds < 0 else ("", seconds)
-    whole = int(seconds)
-    text = f"{whole // 60 % 60}:{whole % 60:02d}"
+    if seconds >= WALL_CLOCK:
+        return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    sign, whole = ("-", int(-seconds)) if seconds < 0 else ("", int(seconds))
     if whole >= 3600:
-        text = f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-    return sign + text + (f".{int(seconds * 10) % 10}" if tenths else "")
+        return f"{sign}{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    return f"{sign}{whole // 60}:{whole % 60:02d}"
 
 
 # --------------------------------------------------------------------------- scoring
