@@ -160,6 +160,42 @@ def test_a_full_disk_stops_tells_and_goes_on(desk: Desk) -> None:
     desk.writer.close()
 
 
+def test_once_told_the_writer_rests_until_it_is_called(desk: Desk) -> None:
+    """Else a call after room was made would be told of a failure from before."""
+    tries = 0
+
+    def count(given: Frame, encoding: str, store: Callable = desk.store) -> None:
+        nonlocal tries
+        tries += 1
+        store(given, encoding)
+
+    desk.writer._store = count
+    desk.failures = {0: [StoreError("full")] * 3}
+    desk.writer.put(frame(0))
+    for call in (1, 2, 3):
+        with pytest.raises(StoreError, match="full"):
+            desk.writer.flush()
+        assert tries == call
+    desk.writer.flush()
+    assert desk.stored == [0] and tries == 4
+    desk.writer.close()
+
+
+def test_all_who_wait_are_told_and_none_waits_for_ever() -> None:
+    desk = Desk(capacity=1)
+    desk.failures = {0: [StoreError("full")]}
+    desk.gate.clear()
+    desk.writer.put(frame(0))
+    waiting = [in_thread(desk.writer.flush) for _ in range(4)]
+    desk.gate.set()
+    for thread, _ in waiting:
+        finish(thread)
+    desk.writer.flush()
+    assert desk.stored == [0]
+    assert any(raised for _, raised in waiting)
+    desk.writer.close()
+
+
 def test_whoever_hands_over_next_is_told_and_the_frame_is_not_taken() -> None:
     desk = Desk(capacity=1)
     desk.failures = {0: [StoreError("full")]}

@@ -18,12 +18,13 @@ T = TypeVar("T")
 class Writer(Generic[T]):
     """Encodes and stores frames one after another, in a thread of its own.
 
-    A frame that cannot be stored (a full disk) is kept, and whoever hands over or waits next is
-    told; the writer then tries that frame again. A frame that breaks the encoder is left out.
+    A frame that cannot be stored (a full disk) is kept, and whoever hands over or waits is told.
+    The writer then rests, and tries that frame again at the next call. A frame that breaks the
+    encoder is left out.
 
     Args:
         encode: Turns a frame into what is stored; its failure leaves the frame out.
-        store: Stores it; a `VismemError` stops the writer until the caller was told.
+        store: Stores it; a `VismemError` stops the writer until a caller who was told comes back.
         refuse: Told about a frame that was left out.
         capacity: Frames that may wait.
     """
@@ -40,7 +41,8 @@ class Writer(Generic[T]):
         self._changed = threading.Condition()
         self._waiting: deque[Frame] = deque()
         self._accepted = self._done = 0
-        self._error: VismemError | None = None
+        self._error: VismemError | None = None  # what the writer rests for
+        self._told = False
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -61,6 +63,7 @@ class Writer(Generic[T]):
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="vismem-writer", daemon=True)
                 self._thread.start()
+            self._go_on()
             while len(self._waiting) >= self._capacity and block and self._error is None:
                 self._changed.wait()
             self._raise()
@@ -79,7 +82,7 @@ class Writer(Generic[T]):
         """
         with self._changed:
             goal = self._accepted
-            self._raise()
+            self._go_on()
             while self._done < goal and self._error is None:
                 self._changed.wait()
             self._raise()
@@ -97,12 +100,18 @@ class Writer(Generic[T]):
             self._thread.join()
         return len(self._waiting)
 
-    def _raise(self) -> None:
-        """Tell the caller what stopped the writer, and let it try again."""
-        error, self._error = self._error, None
-        if error is not None:
+    def _go_on(self) -> None:
+        """Let the writer try again what a caller knows about; tell what none knows yet."""
+        if self._told:
+            self._error, self._told = None, False
             self._changed.notify_all()
-            raise error
+        self._raise()
+
+    def _raise(self) -> None:
+        """Tell the caller what stopped the writer, if anything did."""
+        if self._error is not None:
+            self._told = True
+            raise self._error
 
     def _run(self) -> None:
         ready: tuple[Frame, T] | None = None  # encoded already, if storing has to be tried again
