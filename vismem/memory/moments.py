@@ -112,7 +112,8 @@ class Segment:
     def nbytes(self) -> int:
         """Bytes of all rows and thumbnails."""
         rows = sum(column.nbytes for column in self.columns.values())
-        return rows + sum(map(len, self.thumbnails))
+        pictures = getattr(self.thumbnails, "nbytes", None)  # mapped pictures are not read for it
+        return rows + (sum(map(len, self.thumbnails)) if pictures is None else pictures)
 
     @cached_property
     def merge_costs(self) -> np.ndarray:

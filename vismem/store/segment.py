@@ -57,6 +57,11 @@ class Thumbnails(Sequence[bytes]):
     def __len__(self) -> int:
         return self._offsets.shape[0] - 1
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pictures, known without reading them."""
+        return int(self._offsets[-1])
+
     @overload
     def __getitem__(self, row: int) -> bytes: ...
     @overload
