@@ -28,8 +28,11 @@ class StreamClock:
         >>> for raw in (7200.0, 7200.5, 3600.0, 3600.5):
         ...     at = clock.time_of(raw)
         ...     _ = clock.accept(raw, at)
-        ...     print(at, end=" ")
-        7200.0 7200.5 7201.0 7201.5
+        ...     print(at)
+        7200.0
+        7200.5
+        7201.0
+        7201.5
     """
 
     offset: float = 0.0

@@ -86,7 +86,7 @@ class EmbeddedEncoder:
         self.identity = {
             "model": "embedded",
             "weights": f"lite0 {WEIGHTS_SHA256}, person {PERSON_SHA256}, minilm {MODEL_SHA256}",
-            "config": f"area {area}, tokens {max_tokens}, labels {labels}, rule 1",
+            "config": f"area {area}, tokens {max_tokens}, labels {labels}, rule 2",
         }
 
     # Pictures and questions need different weights: each is loaded when first used.

@@ -25,7 +25,6 @@ JOIN_GAP = 2.5  # seconds between moments that are told as one,
 SAME_SCENE = 0.7  # if their embeddings have at least this cosine
 SHARE_OF_COLOR = 0.3  # of a part of its window: even odds that the thing has that colour
 ONE_FOR_SEVERAL = 0.8  # of its probability is left to a moment with one, if several are asked for
-TIE = 0.05  # weight of the embedding's cosine where probabilities are alike
 MOST_MOMENTS = 10
 WALL_CLOCK = 1e9  # seconds since 1970, in 2001; no recording is that long
 LEAST_TOLD = 0.6  # score of a label that a summary names unasked
@@ -201,13 +200,6 @@ def find(
     good = (scores >= threshold) & (ends >= span[0]) & (starts <= span[1])
     moments = torch.nonzero(good)[:, 0]
     scenes = snapshot.rows("embedding", moments).float()
-    ranks = dict(
-        zip(
-            moments.tolist(),
-            (scores[moments] + TIE * (scenes @ query.vector)).tolist(),
-            strict=True,
-        )
-    )
     runs: list[list[int]] = []
     for place, moment in enumerate(moments.tolist()):
         if (
@@ -219,26 +211,28 @@ def find(
         else:
             runs.append([moment])
     names = encoder.label_names
-    found: dict[int, Moment] = {}
+    found: list[Moment] = []
     for run in runs:
-        best = max(run, key=ranks.__getitem__)
+        best = max(run, key=lambda moment: float(scores[moment]))
         segment, place = snapshot.locate(best)
         row = int(rows[best])
         columns = segment.columns
         pose = columns["pose"][place]
-        found[best] = Moment(
-            start=float(starts[run[0]]),
-            end=float(ends[run].max()),
-            score=float(scores[best]),
-            label=names[int(columns["label"][place, row])] if row >= 0 else query.text,
-            box=tuple(columns["label_box"][place, row].tolist()) if row >= 0 else None,
-            pose=pose.tolist() if bool(torch.isfinite(pose).all()) else None,
-            stream=stream,
-            time=float(columns["label_time" if row >= 0 else "peak"][place].reshape(-1)[row]),
-            count=int(columns["label_count"][place, row]) if row >= 0 else 1,
-            thumbnail=snapshot.thumbnail(best),
+        found.append(
+            Moment(
+                start=float(starts[run[0]]),
+                end=float(ends[run].max()),
+                score=float(scores[best]),
+                label=names[int(columns["label"][place, row])] if row >= 0 else query.text,
+                box=tuple(columns["label_box"][place, row].tolist()) if row >= 0 else None,
+                pose=pose.tolist() if bool(torch.isfinite(pose).all()) else None,
+                stream=stream,
+                time=float(columns["label_time" if row >= 0 else "peak"][place].reshape(-1)[row]),
+                count=int(columns["label_count"][place, row]) if row >= 0 else 1,
+                thumbnail=snapshot.thumbnail(best),
+            )
         )
-    return [found[best] for best in sorted(found, key=lambda m: -ranks[m])]
+    return sorted(found, key=lambda moment: -moment.score)
 
 
 # --------------------------------------------------------------------------- questions
