@@ -101,7 +101,6 @@ def test_what_is_in_known_photographs(embedded: EmbeddedEncoder) -> None:
     assert "orange" in names_of(embedded, astronaut)
 
 
-@pytest.mark.xfail(strict=True, reason="a person as large as both halves is counted in parts")
 def test_one_large_person_is_counted_once(embedded: EmbeddedEncoder) -> None:
     held = embedded.encode([skimage.data.astronaut()])[0].labels
     assert int(held.counts[held.ids == PERSON]) == 1

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vismem.encoders import person
-from vismem.encoders.person import PersonDetector, anchors, decode, fragments, tile_bounds
+from vismem.encoders.person import (
+    PersonDetector,
+    anchors,
+    decode,
+    fragments,
+    join_halves,
+    tile_bounds,
+)
 from vismem.errors import UsageError
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "convert_person.py"
@@ -190,3 +197,16 @@ def test_converter_folds_the_batch_norm(script: ModuleType) -> None:
 def test_converter_refuses_what_is_no_graph(script: ModuleType) -> None:
     with pytest.raises(ValueError, match="no GraphDef"):
         script.constants(b"\x0b\x00")
+
+
+def test_halves_that_agree_along_a_seam_are_one_person_and_strangers_stay_two():
+    left, right = [0.03, 0.06, 0.55, 1.0], [0.45, 0.04, 0.99, 1.0]
+    cut = torch.tensor([[False, False, True, False], [True, False, False, False]])
+    boxes, scores, sides = join_halves(torch.tensor([left, right]), torch.tensor([0.9, 0.8]), cut)
+    assert torch.allclose(boxes, torch.tensor([[0.03, 0.04, 0.99, 1.0]]))
+    assert scores.tolist() == pytest.approx([0.9]) and not sides.any()
+    short = [0.45, 0.6, 0.99, 1.0]  # somebody else, who is half as tall
+    boxes, _, sides = join_halves(torch.tensor([left, short]), torch.tensor([0.9, 0.8]), cut)
+    assert len(boxes) == 2 and sides.any(1).all()
+    apart = [0.6, 0.06, 0.99, 1.0]  # the boxes do not meet
+    assert len(join_halves(torch.tensor([left, apart]), torch.tensor([0.9, 0.8]), cut)[0]) == 2

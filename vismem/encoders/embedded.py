@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -136,12 +137,12 @@ class EmbeddedEncoder:
         features = self._model.features(coarse).float()
         labels, embedding = self._labels(features, image, small)
         grid = _pooled_grid(coarse.shape[-2], coarse.shape[-1], self.max_tokens)
-        tokens = F.adaptive_avg_pool2d(coarse.float(), grid)[0].flatten(1).T
+        tokens = rearrange(F.adaptive_avg_pool2d(coarse.float(), grid), "1 d h w -> (h w) d")
         return Encoding(
             tokens=tokens.half(),
             positions=_centres(*grid),
             embedding=embedding,
-            detail=fine[0].flatten(1).T.half(),
+            detail=rearrange(fine, "1 d h w -> (h w) d").half(),
             labels=labels,
         )
 
@@ -155,7 +156,7 @@ class EmbeddedEncoder:
         across = fields.shape[-1]
         classifier = self._model.classifier
         weight, bias = classifier.weight.float(), classifier.bias.float()
-        logits = fields.flatten(1).T @ weight.T + bias
+        logits = rearrange(fields, "d h w -> (h w) d") @ weight.T + bias
         scores, places = logits.softmax(-1).max(0)  # best window of every class
         picture = (features.mean((2, 3)) @ weight.T + bias).softmax(-1)[0]
         best = picture.topk(CONSE_CLASSES)

@@ -178,6 +178,47 @@ def fragments(boxes: Tensor, cut: Tensor) -> Tensor:
     return cut & (inside & ~cut).any(1)
 
 
+def join_halves(boxes: Tensor, scores: Tensor, cut: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Make one box of two that a seam cut, where they agree along it.
+
+    Somebody small is whole in one of two overlapping tiles; somebody large is cut by both.
+
+    Args:
+        boxes: ``(N, 4)``, surest first.
+        scores: ``(N,)``.
+        cut: Which sides of each box an inner edge of a tile cut, ``(N, 4)`` bool.
+
+    Returns:
+        The same three, with joined boxes uncut.
+    """
+    boxes, scores, cut = boxes.clone(), scores.clone(), cut.clone()
+    alive = torch.ones(len(boxes), dtype=torch.bool)
+    for axis in (0, 1):
+        along = 1 - axis
+        for first in range(len(boxes)):
+            for second in range(len(boxes)):
+                if not (alive[first] and alive[second]):
+                    continue
+                if not (cut[first, axis + 2] and cut[second, axis]):
+                    continue
+                a, b = boxes[first], boxes[second]
+                shared = torch.minimum(a[along + 2], b[along + 2]) - torch.maximum(
+                    a[along], b[along]
+                )
+                either = torch.maximum(a[along + 2], b[along + 2]) - torch.minimum(
+                    a[along], b[along]
+                )
+                if a[axis + 2] > b[axis] > a[axis] and shared > FRAGMENT * either:
+                    low, high = torch.minimum(a[:2], b[:2]), torch.maximum(a[2:], b[2:])
+                    boxes[first] = torch.cat([low, high])
+                    scores[first] = torch.maximum(scores[first], scores[second])
+                    cut[first] &= ~torch.tensor([axis == 0, axis == 1] * 2)
+                    alive[second] = False
+                    alive &= ~fragments(boxes, cut.any(1))  # smaller halves of the same person
+    order = scores[alive].argsort(descending=True, stable=True)
+    return boxes[alive][order], scores[alive][order], cut[alive][order]
+
+
 class PersonDetector:
     """Finds people, on the CPU.
 
@@ -265,8 +306,9 @@ class PersonDetector:
         origin, size = window[:, :2].repeat(1, 2), (window[:, 2:] - window[:, :2]).repeat(1, 2)
         boxes = (boxes * size + origin) / torch.tensor([width, height] * 2)
         keep = nms(boxes, scores, NMS_IOU)
-        keep = keep[~fragments(boxes[keep], cut[keep].any(1))]
-        return boxes[keep], scores[keep]
+        boxes, scores, cut = join_halves(boxes[keep], scores[keep], cut[keep])
+        whole = ~fragments(boxes, cut.any(1))
+        return boxes[whole], scores[whole]
 
 
 def weights() -> bytes:
