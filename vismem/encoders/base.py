@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
-__all__ = ["Encoder", "Encoding", "Labels", "Query", "Term"]
+__all__ = ["Encoder", "Encoding", "Labels", "Query", "Term", "cell_centres", "pool_map"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +138,41 @@ class Encoder(Protocol):
         ...
 
 
-def sha256_of(*tensors: torch.Tensor) -> str:
-    """Digest of tensors, to name weights that come without a file of their own."""
-    import hashlib
+def pool_map(features: Tensor, most: int) -> tuple[Tensor, tuple[int, int]]:
+    """Average a feature map down to the finest grid of its shape with at most ``most`` cells.
 
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    Args:
+        features: ``(D, h, w)``.
+        most: Cells at most, 1 or more.
+
+    Returns:
+        Tokens ``(rows * columns, D)``, and rows and columns of the grid.
+
+    Example:
+        >>> tokens, grid = pool_map(torch.zeros(320, 9, 16), 16)
+        >>> tuple(tokens.shape), grid
+        ((15, 320), (3, 5))
+    """
+    height, width = features.shape[-2:]
+    scale = min(1.0, math.sqrt(most / (height * width)))
+    rows = max(1, min(int(height * scale + 1e-6), most))  # 8, where floats say 7.9999
+    columns = max(1, min(int(width * scale + 1e-6), most // rows))
+    cells = F.adaptive_avg_pool2d(features[None], (rows, columns))
+    return rearrange(cells, "1 d h w -> (h w) d"), (rows, columns)
+
+
+def cell_centres(rows: int, columns: int, high: float = 1.0, wide: float = 1.0) -> Tensor:
+    """Centres of the cells of a grid, as fractions of the picture.
+
+    Args:
+        rows: Cells from top to bottom.
+        columns: Cells from left to right.
+        high: Share of the picture's height that the grid covers, from the middle.
+        wide: Share of its width.
+
+    Returns:
+        ``(rows * columns, 2)`` float32 ``x y``, row by row.
+    """
+    y = 0.5 + ((torch.arange(rows) + 0.5) / rows - 0.5) * high
+    x = 0.5 + ((torch.arange(columns) + 0.5) / columns - 0.5) * wide
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)

@@ -24,7 +24,7 @@ from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vismem.encoders.base import Encoding, Labels, Query, Term
+from vismem.encoders.base import Encoding, Labels, Query, Term, cell_centres, pool_map
 from vismem.encoders.color import COLORS, color_shares
 from vismem.encoders.lexicon import FIRST_COLOR, PERSON, Lexicon, label_arrays
 from vismem.encoders.lite0 import WEIGHTS_SHA256, Lite0, fast_dtype, load_lite0
@@ -136,11 +136,10 @@ class EmbeddedEncoder:
         fine, coarse = self._model(pixels)
         features = self._model.features(coarse).float()
         labels, embedding = self._labels(features, image, small)
-        grid = _pooled_grid(coarse.shape[-2], coarse.shape[-1], self.max_tokens)
-        tokens = rearrange(F.adaptive_avg_pool2d(coarse.float(), grid), "1 d h w -> (h w) d")
+        tokens, grid = pool_map(coarse[0].float(), self.max_tokens)
         return Encoding(
             tokens=tokens.half(),
-            positions=_centres(*grid),
+            positions=cell_centres(*grid),
             embedding=embedding,
             detail=rearrange(fine, "1 d h w -> (h w) d").half(),
             labels=labels,
@@ -240,21 +239,6 @@ class EmbeddedEncoder:
         """How likely each picture shows what is asked, by its ConSE vector alone."""
         cosine = embeddings.float() @ query.vector
         return torch.sigmoid((cosine - 0.55) * 20)
-
-
-def _pooled_grid(rows: int, columns: int, most: int) -> tuple[int, int]:
-    """The finest grid of the map's shape with at most ``most`` cells."""
-    scale = min(1.0, math.sqrt(most / (rows * columns)))
-    down = max(1, round(rows * scale))
-    return min(down, most), max(1, min(columns, most // min(down, most), round(columns * scale)))
-
-
-def _centres(rows: int, columns: int) -> Tensor:
-    """Centres of the cells of a grid as fractions, ``(rows * columns, 2)`` x y."""
-    y, x = torch.meshgrid(
-        (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
-    )
-    return torch.stack([x, y], -1).reshape(-1, 2)
 
 
 def _strongest(shares: np.ndarray, area: Tensor) -> Tensor:

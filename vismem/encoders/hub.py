@@ -9,7 +9,6 @@ Pre-Training" (SigLIP), 2023 (https://arxiv.org/abs/2303.15343); Tschannen et al
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vismem.encoders.base import Encoding, Query
+from vismem.encoders.base import Encoding, Query, cell_centres, pool_map
 from vismem.errors import SourceError, UsageError, require
 
 __all__ = ["NULL_PROMPTS", "SHORT_NAMES", "HubEncoder"]
@@ -162,8 +162,9 @@ class HubEncoder:
         vectors = F.normalize(vectors.float(), dim=-1).cpu()
         found = []
         for image, grid, tokens, vector in zip(images, grids, hidden.float(), vectors, strict=True):
-            pooled, cells = self._pool(tokens, grid)
-            positions = _centres(*cells, *self._visible(*image.shape[:2]))
+            patches = rearrange(tokens[: grid[0] * grid[1]], "(h w) d -> d h w", h=grid[0])
+            pooled, cells = pool_map(patches, self.max_tokens)
+            positions = cell_centres(*cells, *self._visible(*image.shape[:2]))
             found.append(Encoding(pooled.half().cpu(), positions, vector))
         return found
 
@@ -211,15 +212,6 @@ class HubEncoder:
             inputs = self._words([text.lower() for text in texts], **options).to(self.device)
             vectors = self._model.text_model(inputs["input_ids"]).pooler_output
         return F.normalize(vectors.float(), dim=-1).cpu()
-
-    def _pool(self, tokens: Tensor, grid: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Average patches ``(rows * columns + padding, D)`` to cells, and say how many each way."""
-        rows, columns = grid
-        patches = tokens[: rows * columns].T.reshape(1, -1, rows, columns)
-        scale = min(1.0, math.sqrt(self.max_tokens / (rows * columns)))
-        down = max(1, min(int(rows * scale + 1e-6), self.max_tokens))  # 8, where floats say 7.9999
-        across = max(1, min(int(columns * scale + 1e-6), self.max_tokens // down))
-        return F.adaptive_avg_pool2d(patches, (down, across))[0].flatten(1).T, (down, across)
 
     def _visible(self, height: int, width: int) -> tuple[float, float]:
         """Shares of a picture's height and width that the processor leaves of it."""
@@ -295,13 +287,6 @@ def _best_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _centres(rows: int, columns: int, high: float, wide: float) -> Tensor:
-    """Centres of cells as fractions ``x y`` of a picture of which the middle is seen."""
-    y = 0.5 + ((torch.arange(rows) + 0.5) / rows - 0.5) * high
-    x = 0.5 + ((torch.arange(columns) + 0.5) / columns - 0.5) * wide
-    return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], 1)
 
 
 def _first_line(error: Exception) -> str:
