@@ -201,3 +201,9 @@ def test_a_reader_asks_while_a_writer_holds_the_memory(tmp_path, capsys):
         assert "Cat: 0:00" in capsys.readouterr().out
         assert main(["forget", str(out), "0", "1"]) == 4  # one writer at a time
         assert str(os.getpid()) in capsys.readouterr().err
+
+
+def test_bench_says_what_a_frame_costs(capsys):
+    assert main(["bench", "--frames", "2", "--dtype", "float32"]) == 0
+    said = capsys.readouterr().out
+    assert "float32" in said and "decode" in said and "frames a second end to end" in said

@@ -228,3 +228,9 @@ def test_sentences_become_unit_vectors_that_mean_something() -> None:
     assert vectors[0] @ vectors[1] > 0.3 > 0.2 > vectors[0] @ vectors[2]
     assert np.array_equal(vectors[1:2], sentences(["a puppy runs on the grass"]))
     assert np.isfinite(sentences(["", "word " * 5000, "\x00 \U0001f600"])).all()
+
+
+def test_the_type_of_the_convolutions_holds_for_both_networks() -> None:
+    encoder = EmbeddedEncoder(dtype=torch.float32)
+    assert encoder._model.stem.weight.dtype == torch.float32
+    assert encoder._people.dtype == torch.float32

@@ -97,7 +97,7 @@ class EmbeddedEncoder:
 
     @cached_property
     def _people(self) -> PersonDetector:
-        return PersonDetector()
+        return PersonDetector(self.dtype)
 
     @cached_property
     def _sentences(self) -> SentenceEncoder:

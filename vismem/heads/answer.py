@@ -37,7 +37,8 @@ class Moment:
     Args:
         start: First second, in the stream's time.
         end: Last second.
-        score: Calibrated probability that it was really seen.
+        score: Evidence on a scale from 0 to 1; at 0.5 it is claimed. How often claims of a score
+            come true depends on how often absent things are asked for (benchmarks/calibrate.py).
         label: What was recognised.
         box: Where in the picture at `time`, ``x0 y0 x1 y1`` as fractions, if known.
         pose: Where the camera was, ``4x4`` camera-to-world, if known.
