@@ -8,7 +8,7 @@ import statistics
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -61,14 +61,21 @@ def recalled(recall: Recall) -> State:
 class MemoryContract(ABC):
     """Inherit as ``class TestMyBank(MemoryContract)``; say how it is made and what it is fed.
 
-    A line that a bank cannot keep is switched off by giving the reason, which shows as a skip.
+    A line that a bank cannot keep is named in `cannot` with the reason, which shows as a skip.
     """
 
     small: int  # bytes: the budget that 200 observations do not fit into
     large: int  # bytes: the budget that 200 observations fit into
     max_tokens: int
-    no_batches: str = ""  # why T single writes are not what `write_many` does
-    not_conserving: str = ""  # why weights do not sum to the writes even where all of them fit
+    cannot: ClassVar[Mapping[str, str]] = {}  # name of a line -> why this bank cannot keep it
+
+    @pytest.fixture(autouse=True)
+    def leave_out_what_the_bank_cannot_keep(self, request: pytest.FixtureRequest) -> None:
+        if reason := self.cannot.get(request.function.__name__):
+            pytest.skip(reason)
+
+    def test_what_cannot_be_kept_is_a_line_of_the_contract(self) -> None:
+        assert all(hasattr(MemoryContract, line) and why for line, why in self.cannot.items())
 
     @abstractmethod
     def make(self, budget: int) -> Memory:
@@ -123,8 +130,6 @@ class MemoryContract(ABC):
         assert same(one.state_dict(), other.state_dict())
 
     def test_frame_by_frame_is_as_many_at_once(self) -> None:
-        if self.no_batches:
-            pytest.skip(self.no_batches)
         given = [self.observation(n) for n in range(150)]
         by_frame, at_once = self.make(self.small), self.make(self.small)
         reports = [by_frame.write(**observation) for observation in given]
@@ -231,8 +236,6 @@ class MemoryContract(ABC):
                 self.check_recall(memory, number + 1)
 
     def test_weights_sum_to_the_writes_where_all_fit(self) -> None:
-        if self.not_conserving:
-            pytest.skip(self.not_conserving)
         recall = self.write(self.make(self.large), range(120)).read(k=120)
         weight_of = dict(zip(recall.sources.tolist(), recall.weights.tolist(), strict=True))
         assert sum(weight_of.values()) == 120

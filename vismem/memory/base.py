@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,6 +89,27 @@ class Recall:
     scores: Tensor
     sources: Tensor
     positions: Tensor | None = None
+
+    def frames(self) -> Iterator[tuple[float, int, Tensor]]:
+        """The tokens of one observation after the other: time, weight and tokens ``(n, D)``.
+
+        What a video language model is fed with: each group behind its own timestamp.
+
+        Example:
+            >>> one = torch.ones(2, dtype=torch.int64)
+            >>> recall = Recall(torch.ones(2, 4), one.double(), one, torch.zeros(2), one)
+            >>> [(time, weight, tuple(tokens.shape)) for time, weight, tokens in recall.frames()]
+            [(1.0, 1, (2, 4))]
+        """
+        _, counts = torch.unique_consecutive(self.sources, return_counts=True)
+        start = 0
+        for count in counts.tolist():
+            yield (
+                float(self.times[start]),
+                int(self.weights[start]),
+                self.tokens[start : start + count],
+            )
+            start += count
 
 
 class Snapshot(Protocol):
