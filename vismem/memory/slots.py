@@ -1,0 +1,318 @@
+"""Slots: what a bank of visual tokens holds, one slot a scene, and how they are read.
+
+A slot stands for all the observations that were merged into it. It knows when the first and the
+last of them were seen, how many there were, and keeps one of them, the representative, with its
+true time. Banks differ in what they merge; what is held is read in one way.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from vismem.memory.base import Budget, Memory, Recall, WriteReport, check_write
+
+__all__ = [
+    "JoinNotes",
+    "Slot",
+    "SlotMemory",
+    "SlotSnapshot",
+    "cell_positions",
+    "check_observation",
+    "pool_grid",
+    "read_slots",
+]
+
+# (note and weight of the representative, note and weight of the other) -> note of both
+JoinNotes = Callable[[bytes, int, bytes, int], bytes]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One scene that a bank holds.
+
+    Args:
+        time: When its representative was seen, in seconds.
+        start: First second of the uninterrupted run that the representative belongs to.
+        end: Last second of that run.
+        first: When the first of its observations was seen.
+        last: When the last of them was.
+        weight: How many there were.
+        source: Running number of the write that gave the representative.
+        tokens: ``(N, D)`` float16, row by row of `grid`.
+        grid: Rows and columns of cells in the picture.
+        embedding: ``(E,)`` float16 of unit length, or empty.
+        note: What the writer wanted to be kept with it.
+        level: Which part of the memory it lies in: ``"recent"``, ``"detail"``, ``"synopsis"``…
+    """
+
+    time: float
+    start: float
+    end: float
+    first: float
+    last: float
+    weight: int
+    source: int
+    tokens: Tensor
+    grid: tuple[int, int]
+    embedding: Tensor
+    note: bytes
+    level: str
+
+
+class SlotSnapshot:
+    """An immutable view of a bank: its slots in time order, made when they are first asked for.
+
+    Args:
+        slots: Gives them; called once at most.
+        token_dim: Width ``D`` of the tokens.
+        embedding_dim: Width ``E`` of the embeddings.
+    """
+
+    def __init__(self, slots: Callable[[], Sequence[Slot]], token_dim: int, embedding_dim: int):
+        self._make, self._slots = slots, None
+        self.token_dim, self.embedding_dim = token_dim, embedding_dim
+
+    _slots: Sequence[Slot] | None
+
+    def slots(self) -> Sequence[Slot]:
+        """All slots, by the time of their representatives."""
+        if self._slots is None:
+            self._slots = sorted(self._make(), key=lambda slot: (slot.time, slot.source))
+        return self._slots
+
+    def read(
+        self,
+        query: Tensor | None = None,
+        *,
+        tokens: int | None = None,
+        k: int | None = None,
+        before: float | None = None,
+        **context: object,
+    ) -> Recall:
+        """Give the newest observations and the slots that fit a query best, in time order.
+
+        Args:
+            query: ``(E,)``; without one the heaviest slots are given.
+            tokens: How many tokens may be given; the newest observations come first.
+            k: How many slots may be given beside the newest observations.
+            before: Nothing that was seen later than this second is read.
+            **context: Ignored, other banks take more.
+
+        Raises:
+            ValueError: If the query's width is not that of the embeddings.
+        """
+        if query is not None and tuple(query.shape) != (self.embedding_dim,):
+            raise ValueError(f"a query must be ({self.embedding_dim},), not {tuple(query.shape)}")
+        slots = self.slots()
+        if before is not None:
+            slots = [slot for slot in slots if slot.last <= before]
+        return read_slots(slots, query, self.token_dim, tokens=tokens, k=k)
+
+
+def read_slots(
+    slots: Sequence[Slot],
+    query: Tensor | None,
+    token_dim: int,
+    *,
+    tokens: int | None = None,
+    k: int | None = None,
+) -> Recall:
+    """Choose slots for a query within a number of tokens; see `SlotSnapshot.read`."""
+    scores = torch.zeros(len(slots))
+    if query is not None and slots:
+        held = torch.stack([slot.embedding for slot in slots]).float()
+        scores = held @ F.normalize(query.float(), dim=0)
+    recent = [n for n, slot in enumerate(slots) if slot.level == "recent"]
+    worth = scores if query is not None else torch.tensor([float(slot.weight) for slot in slots])
+    best = worth.argsort(descending=True, stable=True).tolist()
+    past = [n for n in best if slots[n].level != "recent"]
+    left = math.inf if tokens is None else tokens
+    chosen = []
+    for number in recent[::-1] + past[:k]:
+        size = len(slots[number].tokens)
+        if size <= left:
+            left -= size
+            chosen.append(number)
+    chosen.sort()
+    counts = torch.tensor([len(slots[n].tokens) for n in chosen], dtype=torch.int64)
+
+    def spread(values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(counts)
+
+    read = [slots[n] for n in chosen]
+    empty = [torch.empty(0, token_dim, dtype=torch.float16)]
+    return Recall(
+        tokens=torch.cat([slot.tokens for slot in read] or empty),
+        times=spread([slot.time for slot in read], torch.float64),
+        weights=spread([slot.weight for slot in read], torch.int64),
+        scores=scores[chosen].repeat_interleave(counts),
+        sources=spread([slot.source for slot in read], torch.int64),
+        positions=torch.cat([cell_positions(slot.grid) for slot in read] or [torch.empty(0, 2)]),
+    )
+
+
+class SlotMemory(Memory):
+    """A bank of visual tokens: what the pipeline can take as its visual memory."""
+
+    @abstractmethod
+    def write(  # type: ignore[override]  # names what it takes instead of any context
+        self,
+        tokens: Tensor,
+        time: float,
+        *,
+        grid: tuple[int, int] | None = None,
+        embedding: Tensor | None = None,
+        note: bytes = b"",
+    ) -> WriteReport:
+        """Add one frame.
+
+        Args:
+            tokens: ``(N, D)``, row by row of a grid of cells.
+            time: Seconds, never earlier than the write before.
+            grid: Rows and columns, ``rows * columns == N``; by default square if ``N`` is a square
+                and one row otherwise.
+            embedding: ``(E,)`` in the space of queries; needed where ``E`` is above 0.
+            note: At most ``max_note`` bytes that stay with the frame.
+
+        Raises:
+            ValueError: If anything does not fit or is not finite; the memory is then unchanged.
+        """
+
+    @abstractmethod
+    def check(
+        self,
+        tokens: Tensor,
+        time: float,
+        *,
+        grid: tuple[int, int] | None = None,
+        embedding: Tensor | None = None,
+        note: bytes = b"",
+    ) -> None:
+        """Refuse what `write` would refuse, and change nothing.
+
+        Raises:
+            ValueError: If anything does not fit or is not finite.
+        """
+
+    @abstractmethod
+    def snapshot(self) -> SlotSnapshot:
+        """Give an immutable view, at a cost that does not grow with what is held unchanged."""
+
+    @abstractmethod
+    def set_budget(self, budget: Budget | int | str) -> WriteReport:
+        """Take another budget, at once; reports what that merged and dropped."""
+
+    @abstractmethod
+    def forget(self, start: float, end: float) -> int:
+        """Give up every slot that may hold something of a span of time, whole.
+
+        Args:
+            start: First second of the span; minus infinity forgets by age.
+            end: Last second of the span.
+
+        Returns:
+            How many slots are gone.
+        """
+
+    @property
+    @abstractmethod
+    def oldest(self) -> float:
+        """When the oldest observation still held was seen; infinity if nothing is held."""
+
+
+# --------------------------------------------------------------------------- operators
+
+
+def pool_grid(tokens: Tensor, grid: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Average the tokens of a picture over a coarser grid.
+
+    Any grid will do: cells of the target that cut through cells of the picture share them.
+
+    Args:
+        tokens: ``(..., rows * columns, D)``.
+        grid: Rows and columns of the tokens.
+        target: Rows and columns wanted.
+
+    Returns:
+        ``(..., target rows * target columns, D)`` in the type of the tokens, float32 inside.
+
+    Example:
+        >>> pool_grid(torch.arange(6.0)[:, None], (2, 3), (1, 1)).tolist()
+        [[2.5]]
+    """
+    if grid == target:
+        return tokens
+    maps = rearrange(tokens.float(), "... (h w) d -> ... d h w", h=grid[0])
+    pooled = F.adaptive_avg_pool2d(maps.flatten(0, -4) if maps.ndim > 4 else maps, target)
+    pooled = pooled.reshape(*maps.shape[:-2], *target)
+    return rearrange(pooled, "... d h w -> ... (h w) d").to(tokens.dtype)
+
+
+def cell_positions(grid: tuple[int, int]) -> Tensor:
+    """Centres of a grid's cells as fractions of the picture, ``(rows * columns, 2)`` ``x y``."""
+    rows, columns = grid
+    y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
+
+
+def check_observation(
+    tokens: Tensor,
+    time: float,
+    *,
+    grid: tuple[int, int] | None,
+    embedding: Tensor | None,
+    note: bytes,
+    token_dim: int,
+    max_tokens: int,
+    embedding_dim: int,
+    max_note: int,
+    last: float | None,
+) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """Refuse an observation that no bank of slots can take.
+
+    Args:
+        tokens: What is written.
+        time: Its time in seconds.
+        grid: Rows and columns of the tokens, if given.
+        embedding: In the space of queries, if given.
+        note: What stays with it.
+        token_dim: The width ``D`` that the bank was made for.
+        max_tokens: The most tokens it takes.
+        embedding_dim: The width ``E`` of embeddings; 0 for none.
+        max_note: The most bytes that a note may have.
+        last: The time of the write before, if there was one.
+
+    Returns:
+        Copies of the tokens in float16, the grid, and the embedding in float16 of unit length.
+
+    Raises:
+        ValueError: If anything is wrong, naming it.
+    """
+    check_write(tokens, time, token_dim, max_tokens, last)
+    count = len(tokens)
+    side = math.isqrt(count)
+    rows, columns = grid or ((side, side) if side * side == count else (1, count))
+    if rows * columns != count or rows < 1:
+        raise ValueError(f"a grid of {rows} rows and {columns} columns has not {count} tokens")
+    halves = tokens.detach().to("cpu", torch.float16, copy=True)
+    if not torch.isfinite(halves).all():
+        raise ValueError("tokens must be within ±65504, the range of float16")
+    if embedding is None:
+        if embedding_dim:
+            raise ValueError(f"an embedding of ({embedding_dim},) is needed")
+        embedding = torch.empty(0)
+    if tuple(embedding.shape) != (embedding_dim,):
+        raise ValueError(f"embedding must be ({embedding_dim},), not {tuple(embedding.shape)}")
+    if not torch.isfinite(embedding).all():
+        raise ValueError("embedding holds NaN or infinity")
+    if len(note) > max_note:
+        raise ValueError(f"a note has at most {max_note} bytes, not {len(note)}")
+    return halves, (rows, columns), F.normalize(embedding.detach().float().cpu(), dim=0).half()
