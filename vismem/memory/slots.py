@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ __all__ = [
     "pool_grid",
     "read_slots",
 ]
+
+DETAIL_SHARE = 2 / 3  # of the tokens read of the past; the published split does best
 
 # (note and weight of the representative, note and weight of the other) -> note of both
 JoinNotes = Callable[[bytes, int, bytes, int], bytes]
@@ -51,6 +53,9 @@ class Slot:
         embedding: ``(E,)`` float16 of unit length, or empty.
         note: What the writer wanted to be kept with it.
         level: Which part of the memory it lies in: ``"recent"``, ``"detail"``, ``"synopsis"``…
+        synopsis: A coarser form of all that was merged, ``(P, D)`` float16, where `tokens` are the
+            representative's own; ``None`` where there is one form only.
+        synopsis_grid: Its rows and columns.
     """
 
     time: float
@@ -65,6 +70,24 @@ class Slot:
     embedding: Tensor
     note: bytes
     level: str
+    synopsis: Tensor | None = None
+    synopsis_grid: tuple[int, int] = (1, 1)
+
+    def coarse(self) -> Slot:
+        """The slot with its synopsis for tokens."""
+        if self.synopsis is None:
+            return self
+        grid, tokens = self.synopsis_grid, self.synopsis
+        return replace(self, tokens=tokens, grid=grid, synopsis=None, level="synopsis")
+
+    def as_of(self, time: float) -> Slot | None:
+        """What of it had been seen by a time: all, its representative alone, or nothing."""
+        if self.last <= time:
+            return self
+        if self.time > time or self.synopsis is None:
+            return None
+        end = min(self.end, time)
+        return replace(self, end=end, first=self.time, last=self.time, weight=1, synopsis=None)
 
 
 class SlotSnapshot:
@@ -113,7 +136,7 @@ class SlotSnapshot:
             raise ValueError(f"a query must be ({self.embedding_dim},), not {tuple(query.shape)}")
         slots = self.slots()
         if before is not None:
-            slots = [slot for slot in slots if slot.last <= before]
+            slots = [held for slot in slots if (held := slot.as_of(before)) is not None]
         return read_slots(slots, query, self.token_dim, tokens=tokens, k=k)
 
 
@@ -134,26 +157,35 @@ def read_slots(
     worth = scores if query is not None else torch.tensor([float(slot.weight) for slot in slots])
     best = worth.argsort(descending=True, stable=True).tolist()
     past = [n for n in best if slots[n].level != "recent"]
-    left = math.inf if tokens is None else tokens
-    chosen = []
-    for number in recent[::-1] + past[:k]:
-        size = len(slots[number].tokens)
-        if size <= left:
-            left -= size
-            chosen.append(number)
-    chosen.sort()
-    counts = torch.tensor([len(slots[n].tokens) for n in chosen], dtype=torch.int64)
+    left = math.inf if tokens is None else float(tokens)
+    chosen: dict[int, Slot] = {}
+    for number in recent[::-1]:
+        if len(slots[number].tokens) <= left:
+            left -= len(slots[number].tokens)
+            chosen[number] = slots[number]
+    sharp = DETAIL_SHARE * left
+    for number in past[:k]:
+        slot = slots[number]
+        if len(slot.tokens) > sharp:
+            slot = slot.coarse()
+        elif slot.synopsis is not None:
+            sharp -= len(slot.tokens)
+        if len(slot.tokens) <= left:
+            left -= len(slot.tokens)
+            chosen[number] = slot
+    order = sorted(chosen)
+    read = [chosen[number] for number in order]
+    counts = torch.tensor([len(slot.tokens) for slot in read], dtype=torch.int64)
 
     def spread(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype).repeat_interleave(counts)
 
-    read = [slots[n] for n in chosen]
     empty = [torch.empty(0, token_dim, dtype=torch.float16)]
     return Recall(
         tokens=torch.cat([slot.tokens for slot in read] or empty),
         times=spread([slot.time for slot in read], torch.float64),
         weights=spread([slot.weight for slot in read], torch.int64),
-        scores=scores[chosen].repeat_interleave(counts),
+        scores=scores[order].repeat_interleave(counts),
         sources=spread([slot.source for slot in read], torch.int64),
         positions=torch.cat([cell_positions(slot.grid) for slot in read] or [torch.empty(0, 2)]),
     )
@@ -251,7 +283,7 @@ def pool_grid(tokens: Tensor, grid: tuple[int, int], target: tuple[int, int]) ->
     if grid == target:
         return tokens
     maps = rearrange(tokens.float(), "... (h w) d -> ... d h w", h=grid[0])
-    pooled = F.adaptive_avg_pool2d(maps.flatten(0, -4) if maps.ndim > 4 else maps, target)
+    pooled = F.adaptive_avg_pool2d(maps.reshape(-1, 1, *grid), target)
     pooled = pooled.reshape(*maps.shape[:-2], *target)
     return rearrange(pooled, "... d h w -> ... (h w) d").to(tokens.dtype)
 
