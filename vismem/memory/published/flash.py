@@ -16,185 +16,36 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
-from vismem.memory.base import Budget, Memory, Recall, WriteReport, check_write
-from vismem.memory.published.positions import Grid, memory_positions, pool_rows
-from vismem.memory.published.synopsis import (
+from vismem.memory.base import Budget, Memory, WriteReport, check_write
+from vismem.memory.published.flash_rule import (
     Argsort,
+    FlashConfig,
+    FlashSnapshot,
     Method,
+    compress,
+    compress_video,
     kmeans_ordered,
     retrieve_detail,
     stable_argsort,
 )
+from vismem.memory.published.positions import pool_rows
 
-__all__ = ["FlashConfig", "FlashSnapshot", "PublishedFlash", "compress_video"]
+__all__ = [
+    "FlashConfig",
+    "FlashSnapshot",
+    "PublishedFlash",
+    "compress_video",
+    "kmeans_ordered",
+    "retrieve_detail",
+]
 
 _BLOCK = 32  # patches searched at once: large enough for a product of matrices, small to append to
 _HALF = torch.finfo(torch.float16).max
-
-
-@dataclass(frozen=True)
-class FlashConfig:
-    """Sizes of the memory; the published ones but for the width, which is the encoder's.
-
-    Args:
-        token_dim: Width of a feature, ``D``.
-        synopsis_slots: Slots of the synopsis, low in resolution.
-        detail_slots: Patches of the detail, high in resolution.
-        pool: Rows and columns of patches that the synopsis averages into one.
-        method: How the detail is chosen, see `retrieve_detail`.
-        seed: Of both generators.
-    """
-
-    token_dim: int = 1280
-    synopsis_slots: int = 60
-    detail_slots: int = 30
-    pool: int = 2
-    method: Method = "klarge_retrieve"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.token_dim, self.pool) < 1 or min(self.synopsis_slots, self.detail_slots) < 0:
-            raise ValueError(f"no sizes of a memory: {self}")
-        if self.method not in get_args(Method):
-            raise ValueError(f"method must be one of {get_args(Method)}, not {self.method!r}")
-
-
-# ---------------------------------------------------------------------- what is read
-
-
-@dataclass(frozen=True)
-class FlashSnapshot:
-    """What the memory gives to a language model; it never changes.
-
-    Args:
-        grid: Rows and columns of high-resolution patches.
-        pool: How many times shorter the sides of the synopsis are.
-        detail: ``(h*w, D)`` features for each patch of the detail, in order of weight.
-        detail_positions: ``(n,)`` their indices.
-        synopsis: ``(K, h*w / pool**2, D)``.
-        weights: ``(K,)`` float32.
-        timestamps: ``(K,)`` float32; indices of patches at first, of slots later on.
-        times: ``(n + K,)`` seconds of the patches that the two lines above name.
-    """
-
-    grid: tuple[int, int]
-    pool: int
-    detail: tuple[Tensor, ...]
-    detail_positions: Tensor
-    synopsis: Tensor
-    weights: Tensor
-    timestamps: Tensor
-    times: Tensor
-
-    @property
-    def detail_grid(self) -> Grid:
-        """Grid of the detail's patches."""
-        return Grid(len(self.detail), *self.grid)
-
-    @property
-    def synopsis_grid(self) -> Grid:
-        """Grid of the synopsis's patches."""
-        h, w = self.grid
-        return Grid(len(self.synopsis), h // self.pool, w // self.pool)
-
-    def rows(self) -> Tensor:
-        """Features in published order, ``(N, D)``: all of the detail, then all of the synopsis."""
-        return torch.cat([*self.detail, self.synopsis.flatten(0, 1)])
-
-    def positions(self) -> Tensor:
-        """Ids ``(3, N/4)`` of the tokens that the rows become; see `memory_positions`."""
-        return memory_positions(
-            self.synopsis_grid, self.timestamps, self.detail_grid, self.detail_positions
-        )
-
-    def read(self, query: Tensor | None = None, **context: Any) -> Recall:
-        """Give all rows in published order; the published memory does not look at the query.
-
-        Times and sources are those that the memory itself names to the language model: true of the
-        detail, but of the synopsis only until it is first compressed.
-        """
-        patches = torch.cat([self.detail_positions, self.timestamps.round().long()])
-        weights = torch.cat([torch.ones_like(self.detail_positions), self.weights.long()])
-        h, w = self.grid
-        counts = torch.full_like(patches, h * w)
-        counts[len(self.detail) :] //= self.pool**2
-        tokens = self.rows().half()
-        return Recall(
-            tokens,
-            self.times.repeat_interleave(counts),
-            weights.repeat_interleave(counts),
-            torch.zeros(len(tokens)),
-            patches.repeat_interleave(counts),
-        )
-
-
-def compress_video(
-    high: Tensor,
-    config: FlashConfig,
-    grid: tuple[int, int],
-    low: Tensor | None = None,
-    argsort: Argsort = stable_argsort,
-    *,
-    generator: torch.Generator | None = None,
-    coins: random.Random | None = None,
-) -> FlashSnapshot:
-    """Compress a whole video at once, as published for training and for benchmarks.
-
-    Args:
-        high: ``(T, h*w, D)``.
-        config: Sizes and seed.
-        grid: ``(h, w)``, multiples of ``2 * pool``.
-        low: ``(T, h*w / pool**2, D)``; means of `high` where none are given.
-        argsort: Sorts weights and timestamps.
-        generator: In place of one of the seed.
-        coins: In place of those of the seed.
-
-    Returns:
-        The memory; its times are the numbers of the patches.
-    """
-    low = pool_rows(high, grid, config.pool) if low is None else low
-    patches = len(high)
-    slots, weights, timestamps = low, torch.ones(patches), torch.arange(patches).float()
-    if patches > config.synopsis_slots:
-        generator = generator or torch.Generator().manual_seed(config.seed)
-        coins = coins or random.Random(config.seed)
-        slots, weights, timestamps = _compress(config, slots, weights, generator, coins, argsort)
-    chosen = retrieve_detail(
-        [low], slots, weights, timestamps, config.detail_slots, config.method, argsort
-    )
-    return FlashSnapshot(
-        grid,
-        config.pool,
-        tuple(high[chosen]),
-        chosen,
-        slots,
-        weights,
-        timestamps,
-        torch.cat([chosen, timestamps.round()]).double(),
-    )
-
-
-def _compress(
-    config: FlashConfig,
-    slots: Tensor,
-    weights: Tensor,
-    generator: torch.Generator,
-    coins: random.Random,
-    argsort: Argsort,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Slots, weights and timestamps of a synopsis that is too large."""
-    if config.synopsis_slots == 0:
-        return slots[:0], weights[:0], weights[:0]
-    return kmeans_ordered(slots, config.synopsis_slots, weights, generator, coins, argsort)[:3]
-
-
-# ---------------------------------------------------------------------- the stream
 
 
 class PublishedFlash(Memory):
@@ -357,22 +208,18 @@ class PublishedFlash(Memory):
     ) -> int:
         """Take a clip that passed all checks; gives how many slots were merged."""
         config = self.config
-        patches = len(self) + len(high)
         slots = torch.cat([self._synopsis.reshape(-1, *low.shape[1:]), low])
         weights = torch.cat([self._weights, torch.ones(len(low))])
-        merged = len(slots) - min(patches, config.synopsis_slots)
-        if patches <= config.synopsis_slots:
-            weights, timestamps = torch.ones(patches), torch.arange(patches).float()
-        else:
-            draws = self.generator.get_state(), self.coins.getstate()
-            try:
-                slots, weights, timestamps = _compress(
-                    config, slots, weights, self.generator, self.coins, self.argsort
-                )
-            except ValueError:
-                self.generator.set_state(draws[0])
-                self.coins.setstate(draws[1])
-                raise
+        draws = self.generator.get_state(), self.coins.getstate()
+        try:
+            slots, weights, timestamps = compress(
+                config, slots, weights, self.generator, self.coins, self.argsort
+            )
+        except ValueError:
+            self.generator.set_state(draws[0])
+            self.coins.setstate(draws[1])
+            raise
+        merged = len(self._synopsis) + len(low) - len(slots)
         self._grid = grid
         self._synopsis, self._weights, self._timestamps = slots, weights, timestamps
         self._high += high
