@@ -352,6 +352,10 @@ class NTMWeights:
         shapes = ((hidden, dim), (hidden,), (hidden, dim), (hidden,))
         return cls(*(bound * (2 * torch.rand(shape, generator=draws) - 1) for shape in shapes))
 
+    def to(self, dtype: torch.dtype) -> NTMWeights:
+        """The same weights in another type."""
+        return NTMWeights(*(value.to(dtype) for value in vars(self).values()))
+
     def attention(self, memory: Tensor, new: Tensor) -> Tensor:
         """How much each row of a memory takes of each new row, ``(m, n)``; rows sum to one."""
         query = F.linear(memory, self.q_weight, self.q_bias)
