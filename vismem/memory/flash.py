@@ -211,7 +211,7 @@ class FlashMemory(SlotMemory):
         past = self._past
         while self.nbytes > self.budget.bytes:
             if past.detail_bytes > self._floor or (len(past) == 1 and past.detail_bytes):
-                past.blur()
+                self._blur()
             elif past.room > SPARSE * len(past) + 1:
                 past.resize(len(past))
             elif len(past) > 1:
@@ -224,6 +224,9 @@ class FlashMemory(SlotMemory):
                 self._recent_bytes -= self._recent.popleft().nbytes
                 dropped += 1
         return WriteReport(self.nbytes, merged=merged, dropped=dropped)
+
+    def _blur(self) -> None:
+        self._past.blur()
 
     @property
     def _floor(self) -> float:

@@ -99,6 +99,7 @@ class WardClusters:
         self.kept: list[Observation] = []  # the representatives, in the order of the rows
         self.kept_bytes = self.detail_bytes = 0
         self._columns, self._costs = self._empty(0), torch.empty(0, 0)
+        self._sharp = torch.zeros(0, dtype=torch.bool)  # which representatives have their tokens
         self._shared = False  # a snapshot reads the columns: they are copied before a change
 
     def _empty(self, room: int) -> dict[str, Tensor]:
@@ -128,7 +129,7 @@ class WardClusters:
     def array_bytes(self, room: int) -> int:
         """Bytes of the arrays with room for so many clusters."""
         row = sum(column.element_size() * column[0].numel() for column in self._empty(1).values())
-        return room * row + 4 * room * room
+        return room * (row + 1) + 4 * room * room
 
     @property
     def first(self) -> Tensor:
@@ -145,6 +146,7 @@ class WardClusters:
             column[:count] = held[name][:count]
         self._costs = torch.full((room, room), torch.inf)
         self._costs[:count, :count] = costs[:count, :count]
+        self._sharp = torch.cat([self._sharp[:count], torch.zeros(room - count, dtype=torch.bool)])
 
     def _own(self) -> None:
         """Leave the columns to the snapshot that reads them, and go on with a copy."""
@@ -163,6 +165,7 @@ class WardClusters:
         self._columns["weight"][row] = 1
         self._columns["span"][row] = observation.time
         self.kept.append(observation)
+        self._sharp[row] = True
         self._count(observation, 1)
         self._update_costs(row)
 
@@ -184,9 +187,7 @@ class WardClusters:
         span[one, 1] = torch.maximum(span[one, 1], span[other, 1])
         self._columns["weight"][one] = weights.sum()
         a, b = self.kept[one], self.kept[other]
-        self.kept[one] = self._represent(one, a, b, weights.tolist())
-        self._count(a, -1)
-        self._count(self.kept[one], 1)
+        self._keep(one, self._represent(one, a, b, weights.tolist()))
         self._remove(other)
         self._update_costs(one)
 
@@ -214,20 +215,26 @@ class WardClusters:
         key = pool_grid(observation.tokens, observation.grid, self.key_grid).float()
         return float((key - self._keys[row].float()).square().sum())
 
-    def blur(self) -> None:
-        """Give up the tokens of the representative that is most like another that has them."""
-        rows = [row for row, kept in enumerate(self.kept) if len(kept.tokens)]
-        lightest = rows[0]
-        if len(rows) > 1:
-            pair = divmod(int(self._costs[rows][:, rows].argmin()), len(rows))
-            weight = self._columns["weight"]
-            lightest = min(
-                (rows[n] for n in pair), key=lambda row: (int(weight[row]), self.kept[row].time)
-            )
-        self._count(self.kept[lightest], -1)
+    def blur(self, lightest: bool = False) -> None:
+        """Give up the tokens of a representative, the newest cluster's last of all.
+
+        Args:
+            lightest: Of the lightest cluster; by default of the two clusters that would be merged
+                first, the lighter one's.
+        """
+        weight = self._columns["weight"]
+        rows = torch.nonzero(self._sharp[: max(len(self) - 1, 1)])[:, 0]
+        if not len(rows):
+            row = len(self) - 1
+        elif lightest:
+            row = int(rows[weight[rows].argmin()])
+        else:
+            row = int(rows[self._costs.index_select(0, rows).amin(1).argmin()])
+            other = int(self._costs[row, : len(self)].argmin())
+            if self._sharp[other] and other < len(self) - 1 and weight[other] < weight[row]:
+                row = other
         empty = torch.empty(0, self.token_dim, dtype=torch.float16)
-        self.kept[lightest] = replace(self.kept[lightest], tokens=empty)
-        self._count(self.kept[lightest], 1)
+        self._keep(row, replace(self.kept[row], tokens=empty))
 
     def forget(self, start: float, end: float) -> int:
         """Give up every cluster that may hold something of a span of time."""
@@ -267,8 +274,16 @@ class WardClusters:
         self._costs[row, row] = torch.inf
         self._costs[last] = torch.inf
         self._costs[:, last] = torch.inf
+        self._sharp[row] = self._sharp[last]
         self.kept[row] = self.kept[last]
         self.kept.pop()
+
+    def _keep(self, row: int, observation: Observation) -> None:
+        """Replace a representative."""
+        self._count(self.kept[row], -1)
+        self._count(observation, 1)
+        self.kept[row] = observation
+        self._sharp[row] = len(observation.tokens) > 0
 
     def _count(self, observation: Observation, sign: int) -> None:
         self.kept_bytes += sign * observation.nbytes
@@ -333,7 +348,9 @@ class WardClusters:
         costs[:count, :count] = state["costs"]
         self.reset()
         self.kept, self._columns, self._costs = kept, columns, costs
-        for observation in kept:
+        self._sharp = torch.zeros(room, dtype=torch.bool)
+        for row, observation in enumerate(kept):
+            self._sharp[row] = len(observation.tokens) > 0
             self._count(observation, 1)
 
 

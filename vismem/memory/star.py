@@ -1,0 +1,143 @@
+"""`StarMemory`: spatial, temporal, abstract and retrieved memory in one budget.
+
+After Flash-VStream's first memory, STAR: the newest frames whole (spatial), one mean of few tokens
+a scene (temporal), a handful of single tokens that sum everything up (abstract), and sharp frames of
+the scenes that were seen most (retrieved). It differs from `FlashMemory` in two things. Sharp
+frames are kept of the heaviest scenes, not of the most different. And it has the abstract memory.
+
+The published abstract memory writes each frame by attention over the frames that come with it; in a
+stream one comes at a time, its weight is always 1, and all tokens become the same moving average
+within a minute. Here the attention is over the memory: a frame moves the tokens that are like it,
+and one that is unlike all of them begins a token. The published rule is
+`vismem.memory.published.star`.
+
+Source: Zhang et al., "Flash-VStream: Memory-Based Real-Time Understanding for Long Video Streams",
+2024 (https://arxiv.org/abs/2406.08085).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vismem.memory.base import Budget, WriteReport
+from vismem.memory.flash import FlashConfig, FlashMemory
+
+__all__ = ["StarConfig", "StarMemory"]
+
+ABSTRACT_SHARE = 1 / 16  # of the budget at most
+
+
+@dataclass(frozen=True)
+class StarConfig(FlashConfig):
+    """Sizes as of `FlashConfig`, and those of the abstract memory.
+
+    Args:
+        detail: Share of the budget below which sharp frames give no more way.
+        abstract: Tokens of the abstract memory.
+        update_ratio: How far the token most like a frame moves towards it.
+        novelty: Cosine distance from all tokens at which a frame begins one.
+        sharpness: Of the attention over the tokens, per unit of cosine.
+    """
+
+    detail: float = 1 / 8
+    abstract: int = 25
+    update_ratio: float = 0.2
+    novelty: float = 0.1
+    sharpness: float = 20.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.abstract < 0 or not 0 <= self.update_ratio <= 1:
+            raise ValueError(f"abstract is a number of tokens, update_ratio a share: {self}")
+
+
+class StarMemory(FlashMemory):
+    """Spatial, temporal, abstract and retrieved memory of one stream; see the module.
+
+    Args:
+        config: Sizes and shares.
+        budget: Bytes, or text such as ``"8MB"``.
+        join_notes: Makes one note of two when scenes are merged; the representative's by default.
+
+    Example:
+        >>> memory = StarMemory(StarConfig(token_dim=4), budget="1MB")
+        >>> for second in range(10):
+        ...     _ = memory.write(torch.eye(4), time=float(second))
+        >>> tuple(memory.abstract.shape)
+        (1, 4)
+    """
+
+    config: StarConfig
+
+    def reset(self) -> None:
+        """Forget everything; the next write may be at any time."""
+        super().reset()
+        self._abstract = torch.zeros(0, self.config.token_dim)
+
+    @property
+    def abstract(self) -> Tensor:
+        """The abstract memory, ``(n, D)`` float32; it belongs to no time."""
+        return self._abstract.clone()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything that is held, the abstract memory included."""
+        return super().nbytes + self._abstract.nbytes
+
+    @property
+    def _abstract_room(self) -> int:
+        row = self.config.token_dim * 4
+        return min(self.config.abstract, int(ABSTRACT_SHARE * self.budget.bytes) // row)
+
+    def write(self, tokens: Tensor, time: float, **context: Any) -> WriteReport:
+        """Add one frame; see `SlotMemory.write`."""
+        self.check(tokens, time, **context)
+        self._sum_up(tokens.half().float().mean(0))
+        return super().write(tokens, time, **context)
+
+    def _sum_up(self, token: Tensor) -> None:
+        """Write a frame's mean into the abstract memory."""
+        memory = self._abstract
+        alike = F.cosine_similarity(memory, token, dim=1)
+        if len(memory) < self._abstract_room and (1 - alike > self.config.novelty).all():
+            self._abstract = torch.cat([memory, token[None]])
+        elif len(memory):
+            attention = torch.softmax(self.config.sharpness * alike, 0)
+            step = self.config.update_ratio * attention / attention.max()
+            self._abstract = memory + step[:, None] * (token - memory)
+
+    def set_budget(self, budget: Budget | int | str) -> WriteReport:
+        """Take another budget, at once; reports what that merged and dropped."""
+        self.budget = Budget.parse(budget)
+        self._abstract = self._abstract[: self._abstract_room].clone()
+        return super().set_budget(budget)
+
+    def forget(self, start: float, end: float) -> int:
+        """Give up what may hold something of a span; the abstract memory holds of everything."""
+        gone = super().forget(start, end)
+        if gone:
+            self._abstract = self._abstract[:0].clone()
+        return gone
+
+    def _blur(self) -> None:
+        self._past.blur(lightest=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Give all state as tensors; loading it continues bit for bit."""
+        return super().state_dict() | {"abstract": self._abstract.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the state of another instance; see `Memory.load_state_dict`."""
+        if "abstract" not in state:
+            raise ValueError("the state holds no 'abstract'; it is of another bank or incomplete")
+        abstract = state["abstract"]
+        if abstract.shape[1:] != (self.config.token_dim,):
+            raise ValueError("the abstract memory is of another configuration")
+        super().load_state_dict(state)
+        self._abstract = abstract[: self._abstract_room].clone()
