@@ -1,7 +1,7 @@
 """`StarMemory`: spatial, temporal, abstract and retrieved memory in one budget.
 
 After Flash-VStream's first memory, STAR: the newest frames whole (spatial), one mean of few tokens
-a scene (temporal), a handful of single tokens that sum everything up (abstract), and sharp frames of
+a scene (temporal), a handful of single tokens that sum all up (abstract), and sharp frames of
 the scenes that were seen most (retrieved). It differs from `FlashMemory` in two things. Sharp
 frames are kept of the heaviest scenes, not of the most different. And it has the abstract memory.
 
