@@ -50,6 +50,7 @@ def test_pooled_pixels_are_those_of_a_smaller_picture(t: int, i: int, j: int, po
     [
         ((15, 1176), (1, 4, 4)),
         ((24, 1176), (1, 4, 6)),
+        ((24, 1176), (1, 6, 4)),
         ((16, 1175), (1, 4, 4)),
         ((4, 588), (1, 2, 2)),
     ],

@@ -105,13 +105,18 @@ class PublishedFlash(Memory):
         return self._bytes(len(self), self._grid)
 
     def _bytes(self, patches: int, grid: tuple[int, int]) -> int:
+        high = grid[0] * grid[1] * self.config.token_dim * 4
+        low = high // self.config.pool**2
+        slots, detail = self._counts(patches)
+        return patches * (high + low + 8) + slots * (low + 8) + detail * 8
+
+    def _counts(self, patches: int) -> tuple[int, int]:
+        """How many slots and details there are of so many patches."""
         config = self.config
-        high = grid[0] * grid[1] * config.token_dim * 4
-        low = high // config.pool**2
-        slots = min(patches, config.synopsis_slots)
-        return (
-            patches * (high + low + 8) + slots * (low + 8) + min(patches, config.detail_slots) * 8
-        )
+        slots, detail = min(patches, config.synopsis_slots), min(patches, config.detail_slots)
+        if detail < patches and config.method != "sample":
+            detail = min(slots, detail)
+        return slots, detail
 
     def write(  # type: ignore[override]  # names what it takes instead of any context
         self,
@@ -146,7 +151,7 @@ class PublishedFlash(Memory):
         """Add a clip, ``(T, h*w, D)``, which the published rule compresses once, not ``T`` times.
 
         Returns:
-            The same report ``T`` times.
+            One report, since there was one write; none of an empty clip.
 
         Raises:
             ValueError: If one of them is refused; the memory is then unchanged.
@@ -171,7 +176,7 @@ class PublishedFlash(Memory):
                 "use vismem.memory.flash.FlashMemory, which is bounded"
             )
         merged = self._update(grid, high, torch.stack(low), times)
-        return [WriteReport(self.nbytes, merged=merged)] * len(high)
+        return [WriteReport(self.nbytes, merged=merged)]
 
     @property
     def _last(self) -> float | None:
@@ -284,13 +289,15 @@ class PublishedFlash(Memory):
         patches, dim = len(state["times"]), self.config.token_dim
         h, w = grid = cast(tuple[int, int], tuple(state["grid"].tolist()))
         few = h * w // self.config.pool**2
-        slots = min(patches, self.config.synopsis_slots)
+        slots, detail = self._counts(patches)
         shapes = {
+            "times": (patches,),
             "high": (patches, h * w, dim),
             "low": (patches, few, dim),
             "synopsis": (slots, few, dim),
             "weights": (slots,),
             "timestamps": (slots,),
+            "detail": (detail,),
             "generator": tuple(own["generator"].shape),
             "coins": tuple(own["coins"].shape),
         }
