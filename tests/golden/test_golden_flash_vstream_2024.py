@@ -10,6 +10,7 @@ import pytest
 import torch
 from arrays import Case, golden
 from torch import Tensor
+from vismem.kernels.kmeans import kmeans_assign
 
 from vismem.memory.published import clustering
 from vismem.memory.published.clustering import NTMWeights, Slots
@@ -205,49 +206,69 @@ def test_golden_flash_vstream_2024_offline(case: Case) -> None:
         check_permutation(video, max(0, length - sizes.recent))
 
 
+class Ties:
+    """Sees to it whether the two nearest centroids of a row were ever alike to half precision.
+
+    Sums that are rounded to half precision differ between machines in their last bit, so that from
+    such a tie on a run may part from another.
+    """
+
+    seen = False
+
+    def __call__(self, x: Tensor, centroids: Tensor, **form: bool) -> tuple[Tensor, Tensor]:
+        if len(centroids) > 1:
+            near, next_near = torch.cdist(x.float(), centroids.float()).topk(2, largest=False)[0].T
+            self.seen |= bool((next_near - near <= 2**-10 * next_near).any())
+        return kmeans_assign(x, centroids, **form)
+
+
 @pytest.mark.parametrize("case", golden(GROUP, "stream_*.npz"))
-def test_golden_flash_vstream_2024_stream(case: Case) -> None:
+def test_golden_flash_vstream_2024_stream(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     frames, clips = case.tensor("frames"), case.array("clip_sizes").tolist()
     half = case.value("dtype_bits") == 16
-    tolerance = 2e-2 if half else 3e-5
-    sizes = config(
-        case,
-        math.isqrt(frames.shape[1]),
-        max_clip=max(clips),
-        dtype=torch.float16 if half else torch.float32,
-    )
-    assert sum(clips) == len(frames)
+    ties = Ties()
+    if half:
+        monkeypatch.setattr(clustering, "kmeans_assign", ties)
+    dtype = torch.float16 if half else torch.float32
+    sizes = config(case, math.isqrt(frames.shape[1]), max_clip=max(clips), dtype=dtype)
     key_rows = [present(row) for row in case.array("key_center_rows")]
-    injected = [row for row in key_rows if row] if native(case) else None
-    order, (permutations, coins) = Order(injected), draws(case)
+    order = Order([row for row in key_rows if row] if native(case) else None)
+    permutations, coins = draws(case)
     memory = PublishedStar(sizes, ntm(case), permutations=permutations, coins=coins, order=order)
     snapshots = set(case.array("snap_steps").tolist())
-    assert snapshots and snapshots <= set(range(len(clips)))
-    width = case.array("init_perm").shape[1]
+    assert sum(clips) == len(frames) and snapshots and snapshots <= set(range(len(clips)))
+    parted = False
+
     for step, clip in enumerate(frames.split(clips)):
-        long_before, drawn = len(memory.snapshot().star.long), permutations.get_state()
-        coins.given.clear(), order.rows.clear() if injected is None else None
+        long_before, ordered = len(memory.snapshot().star.long), len(order.rows)
+        drawn = permutations.get_state()
+        coins.given.clear()
         memory.write_many(clip, [float(step)] * len(clip))
         star, tokens = memory.snapshot().star, memory.read().tokens
         held = [len(star.current), len(star.long), len(star.abstract), memory.frames_seen]
         assert [*held, len(tokens)] == case.array("counts")[step].tolist()
         assert torch.equal(tokens, star.tokens()) and memory.nbytes <= memory.budget.bytes
-        assert (order.rows[-1] if star.key_ids.numel() else []) == key_rows[step]
-        assert star.key_ids.tolist() == present(case.array("key_ids")[step])
-        assert coins.given == case.lists("reseed")[step]
+
         permutation = case.array("init_perm")[step]
-        if (permutation < 0).all():
-            assert torch.equal(permutations.get_state(), drawn)
-        else:
-            again = torch.Generator()
-            again.set_state(drawn)
+        again = torch.Generator()
+        again.set_state(drawn)
+        if (permutation >= 0).any():
             expected = torch.randperm(long_before + len(clip), generator=again)
-            assert expected[:width].tolist() == permutation.tolist()
-            assert torch.equal(permutations.get_state(), again.get_state())
-        if step in snapshots:
-            close(star.current, case.tensor(f"step{step}.cur"), tolerance)
-            close(star.long, case.tensor(f"step{step}.long"), tolerance)
-            close(star.abstract, case.tensor(f"step{step}.abs"), tolerance)
+            assert expected[: len(permutation)].tolist() == permutation.tolist()
+        assert torch.equal(permutations.get_state(), again.get_state())
+
+        # From a tie on the ids may differ, and with them all that follows from them.
+        key_ids = present(case.array("key_ids")[step])
+        ids = sum(order.rows[ordered:], []), star.key_ids.tolist(), coins.given
+        if ids != (key_rows[step], key_ids, case.lists("reseed")[step]):
+            assert half and ties.seen, f"step {step}: {ids}"
+            parted = True
+        if step in snapshots and not parted:
+            cur, long, abstract = (case.tensor(f"step{step}.{n}") for n in ("cur", "long", "abs"))
+            tolerance = 2e-2 if half else 3e-5
+            close(star.current, cur, tolerance)
+            close(star.long, long, tolerance)
+            close(star.abstract, abstract, tolerance)
             # The order of reading is [abstract | long | current], as the pieces lie.
-            pieces = [case.tensor(f"step{step}.{part}") for part in ("abs", "long", "cur")]
-            close(tokens, torch.cat([piece.flatten(0, 1) for piece in pieces]), tolerance)
+            pieces = [part.flatten(0, 1) for part in (abstract, long, cur)]
+            close(tokens, torch.cat(pieces), tolerance)

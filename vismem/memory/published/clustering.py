@@ -4,10 +4,9 @@ After Zhang et al., "Flash-VStream", 2024 (https://arxiv.org/abs/2406.08085) and
 (https://github.com/IVGSZ/Flash-VStream, Apache-2.0), in our own words. Frames are ``(T, P, D)``
 throughout: ``T`` frames of ``P`` tokens. Every rule leaves ``T <= slots`` frames as they are.
 
-The published rules draw from two streams of random numbers, in this order: one permutation for
-each clustering that has more rows than slots, and whole numbers for empty clusters or for the
-toss of a coin. Both streams are arguments here. A seeded generator of its own gives the numbers
-that the seeded global ones give.
+The published rules draw from two global streams of random numbers: a permutation for each
+clustering that has more rows than slots, and whole numbers for empty clusters or the toss of a
+coin. Both are arguments here; seeded alike, a generator of one's own gives the same numbers.
 """
 
 from __future__ import annotations
@@ -228,19 +227,15 @@ def merge(x: Tensor, slots: int) -> Slots:
     return Slots(kept, labels, alike)
 
 
-def _directions(x: Tensor) -> Tensor:
-    return F.normalize(x.flatten(1), dim=1)
-
-
 def _all_alike(x: Tensor) -> Tensor:
     """Cosines of all pairs of frames, ``(T, T)``, with `SELF` on the diagonal."""
-    directions = _directions(x)
+    directions = F.normalize(x.flatten(1), dim=1)
     return (directions @ directions.T).fill_diagonal_(SELF)
 
 
 def _compare(alike: Tensor, x: Tensor, row: int) -> None:
     """Compute one row and the same column of a matrix of cosines anew, in place."""
-    directions = _directions(x)
+    directions = F.normalize(x.flatten(1), dim=1)
     alike[row] = alike[:, row] = directions @ directions[row]
     alike[row, row] = SELF
 
@@ -293,7 +288,7 @@ def k_merge(x: Tensor, slots: int) -> Slots:
 
 
 def pooled_side(side: int, wanted: int) -> int:
-    """Side of the grid that :func:`spatial_pool` really gives; as wanted where that divides."""
+    """Side of the grid that :func:`spatial_pool` gives: as wanted where that divides."""
     if not 0 < wanted <= side:
         raise ValueError(f"a grid of side {side} cannot be pooled to side {wanted}")
     return side // (side // wanted)
@@ -326,7 +321,7 @@ def spatial_pool(x: Tensor, side: int) -> Tensor:
     return F.avg_pool2d(grid, full // side).flatten(2).transpose(1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NTMWeights:
     """The learned part of the abstract memory: what memory and new tokens are compared by.
 
@@ -353,8 +348,8 @@ class NTMWeights:
         return cls(*(bound * (2 * torch.rand(shape, generator=draws) - 1) for shape in shapes))
 
     def to(self, dtype: torch.dtype) -> NTMWeights:
-        """The same weights in another type."""
-        return NTMWeights(*(value.to(dtype) for value in vars(self).values()))
+        """A copy in another type."""
+        return NTMWeights(*(value.detach().to(dtype, copy=True) for value in vars(self).values()))
 
     def attention(self, memory: Tensor, new: Tensor) -> Tensor:
         """How much each row of a memory takes of each new row, ``(m, n)``; rows sum to one."""

@@ -3,9 +3,7 @@
 After Zhang et al., "Flash-VStream: Memory-Based Real-Time Understanding for Long Video Streams",
 2024 (https://arxiv.org/abs/2406.08085) and its code (https://github.com/IVGSZ/Flash-VStream,
 Apache-2.0), in our own words. Four parts, read in this order: an abstract memory (attention), a
-long memory (clusters of frames), key frames and the most recent frames.
-
-What is kept as published, though it is not what one would want:
+long memory (clusters of frames), key frames and the most recent frames. Its quirks are kept:
 
 * Key frames are looked up by the number of a cluster as if it were the number of a frame, so all
   of them are among the first `long_slots` frames of the stream.
@@ -32,7 +30,6 @@ from torch import Tensor
 from vismem.kernels.kmeans import kmeans_assign
 from vismem.memory.base import Budget, Memory, Recall, WriteReport, check_write
 from vismem.memory.published.clustering import (
-    Clusters,
     NTMWeights,
     attention_feature,
     pooled_side,
@@ -89,17 +86,15 @@ class StarConfig:
     def shapes(self) -> dict[str, tuple[int, int, int]]:
         """Largest shape ``(frames, tokens, dim)`` of each part of the state of a stream."""
         side = pooled_side(self.frame_side, self.side)
-        rows = {
-            "abstract": max(self.abstract_slots, self.max_clip) if self.abstract_slots else 0,
-            "long": max(self.long_slots, self.max_clip) if self.long_slots else 0,
-            "current": min(self.key_frames, self.long_slots) + min(self.recent, self.max_clip),
-            "first_frames": self.long_slots,
+        first, long, abstract = self.max_clip, self.long_slots, self.abstract_slots
+        keys, recent = min(self.key_frames, long), min(self.recent, self.max_clip)
+        parts = {
+            "abstract": (max(abstract, first) if abstract else 0, self.abstract_side),
+            "long": (max(long, first) if long else 0, self.long_side),
+            "current": (keys + recent, side),
+            "first_frames": (long, side),
         }
-        sides = {
-            "abstract": pooled_side(side, self.abstract_side),
-            "long": pooled_side(side, self.long_side),
-        }
-        return {name: (rows[name], sides.get(name, side) ** 2, self.dim) for name in rows}
+        return {n: (rows, pooled_side(side, s) ** 2, self.dim) for n, (rows, s) in parts.items()}
 
     def numbers(self) -> Tensor:
         """The configuration as one tensor, to know it by."""
@@ -127,19 +122,15 @@ class Star(NamedTuple):
 
 
 def heaviest(mass: Tensor, count: int) -> Tensor:
-    """Numbers of the heaviest clusters, ``(min(K, count),)``; of equal ones the first comes first.
-
-    The published code sorts without a promise for equal weights.
-    """
+    """Numbers of the heaviest clusters, ``(min(K, count),)``; of equal ones the first is first."""
     return mass.argsort(descending=True, stable=True)[:count]
 
 
 Order = Callable[[Tensor, int], Tensor]
 
 
-def _key_ids(x: Tensor, found: Clusters, centres: Tensor, count: int, order: Order) -> Tensor:
-    """The row of ``x`` that is nearest to the centre of each of the heaviest clusters."""
-    rows = order(found.mass, count)
+def _key_ids(x: Tensor, centres: Tensor, rows: Tensor) -> Tensor:
+    """The frame of ``x`` that is nearest to each of the centres in the rows that are named."""
     return kmeans_assign(centres[rows].flatten(1), x.flatten(1))[0]
 
 
@@ -163,8 +154,8 @@ def compress_video(
         ntm: Learned weights of the abstract memory.
         permutations: See :func:`vismem.memory.published.clustering.weighted_kmeans`.
         coins: See there.
-        keys: What a key frame is nearest to: the frame whose number is that of the cluster, as
-            the code has it, or the centroid of the cluster, as the paper has it.
+        keys: What a key frame is nearest to: the frame that has the number of the cluster (the
+            code), or the centroid of the cluster (the paper).
         order: Gives the heaviest clusters first.
 
     Raises:
@@ -180,7 +171,7 @@ def compress_video(
     if config.long_slots and len(past):
         found = weighted_kmeans(long, config.long_slots, permutations, coins)
         centres = long if keys == "published" else found.centroids
-        ids = _key_ids(long, found, centres, config.key_frames, order)
+        ids = _key_ids(long, centres, order(found.mass, config.key_frames))
         long = found.centroids
     if config.abstract_slots:
         abstract = attention_feature(abstract, config.abstract_slots, ntm, config.update_ratio)
@@ -194,14 +185,23 @@ def compress_video(
 
 @dataclass(frozen=True)
 class StarSnapshot:
-    """A STAR memory as it was after a write; see `PublishedStar.read`."""
+    """A STAR memory as it was after a write."""
 
     star: Star
     time: float
     frames_seen: int
 
     def read(self, query: Tensor | None = None, **context: Any) -> Recall:
-        """Read as :meth:`PublishedStar.read`."""
+        """Give all tokens in the published order: abstract, long, key and recent.
+
+        The published memory keeps neither times nor weights, and every write makes all of it anew.
+        So a recall is one observation: as of the last write, it stands for all frames seen.
+        `sources` is the number of the last frame. Tokens are of the memory's type.
+
+        Args:
+            query: Not asked: the published reading does not depend on the question.
+            **context: Ignored, other banks take more.
+        """
         tokens = self.star.tokens()
         count = len(tokens)
         return Recall(
@@ -216,21 +216,24 @@ class StarSnapshot:
 class PublishedStar(Memory):
     """The streaming STAR memory, to the number; see the module for what that includes.
 
-    Its budget follows from its configuration. It is the bytes of the tokens held, at most;
-    learned weights and the two generators, of constant size, are not counted.
+    Its budget follows from its configuration: the bytes of all tokens. Learned weights and the
+    two generators, of constant size, are not counted.
 
     Args:
         config: Sizes.
-        ntm: Learned weights of the abstract memory; untrained ones if none are given.
-        permutations: Draws where clusters begin; seeded with 0 if none is given. The bank goes
-            back to the state that it was given in at every reset.
+        ntm: Learned weights of the abstract memory; untrained if none are given.
+        permutations: Draws where clusters begin; seeded with 0 if none is given. A reset goes
+            back to the state that it was given in.
         coins: Draws rows for empty clusters; likewise.
         order: Gives the heaviest clusters first, see :func:`heaviest`.
+
+    Raises:
+        ValueError: If the learned weights are for tokens of another width.
 
     Example:
         >>> memory = PublishedStar(StarConfig(dim=32))
         >>> for second in range(30):
-        ...     _ = memory.write(torch.randn(256, 32), time=second)
+        ...     _ = memory.write(torch.full((256, 32), second), time=second)
         >>> len(memory.read().tokens)  # 25 * 1 + 25 * 16 + (3 + 1) * 64
         681
     """
@@ -246,9 +249,11 @@ class PublishedStar(Memory):
     ):
         self.config = config
         self.ntm = (ntm or NTMWeights.random(config.dim)).to(config.dtype)
-        self.order = order
+        if self.ntm.q_weight.shape[1] != config.dim:
+            raise ValueError(f"the learned weights are not for tokens of {config.dim}")
         self._permutations = permutations or torch.Generator().manual_seed(0)
         self._coins = coins or random.Random(0)
+        self._order = order
         self._beginning = self._permutations.get_state(), self._coins.getstate()
         tokens = sum(math.prod(shape) for shape in config.shapes().values())
         keys = min(config.key_frames, config.long_slots)
@@ -259,10 +264,8 @@ class PublishedStar(Memory):
         """Forget everything and draw from the beginning; the next write may be at any time."""
         self._permutations.set_state(self._beginning[0])
         self._coins.setstate(self._beginning[1])
-        empty = {
-            name: torch.empty(0, *shape[1:], dtype=self.config.dtype)
-            for name, shape in self.config.shapes().items()
-        }
+        shapes, dtype = self.config.shapes(), self.config.dtype
+        empty = {name: torch.empty(0, *shape[1:], dtype=dtype) for name, shape in shapes.items()}
         self._first_frames = empty.pop("first_frames")
         self._star = Star(**empty, key_ids=torch.empty(0, dtype=torch.int64))
         self.frames_seen = 0  # the published code holds as many frames
@@ -307,50 +310,44 @@ class PublishedStar(Memory):
         """
         times = [float(time) for time in times]
         self._check(tokens, times, list(contexts))
-        config, old = self.config, self._star
+        config, old, ratio = self.config, self._star, self.config.update_ratio
         frames = spatial_pool(tokens, config.side).to(config.dtype, copy=True)
         room = config.long_slots - len(self._first_frames)
-        if room > 0:
-            self._first_frames = torch.cat([self._first_frames, frames[:room]])
+        first = torch.cat([self._first_frames, frames[:room]]) if room else self._first_frames
         recent = frames[max(0, len(frames) - config.recent) :]
         long = torch.cat([old.long, spatial_pool(frames, config.long_side)])
         abstract = torch.cat([old.abstract, spatial_pool(frames, config.abstract_side)])
         ids = old.key_ids[:0]
         if self.frames_seen and config.long_slots:
             found = weighted_kmeans(long, config.long_slots, self._permutations, self._coins)
-            ids = _key_ids(long, found, long, config.key_frames, self.order)
+            ids = _key_ids(long, long, self._order(found.mass, config.key_frames))
             long = found.centroids
         if self.frames_seen and config.abstract_slots:
-            ratio = config.update_ratio
             abstract = attention_feature(abstract, config.abstract_slots, self.ntm, ratio)
         self._star = Star(
             abstract if config.abstract_slots else old.abstract,
             long if config.long_slots else old.long,
-            torch.cat([self._first_frames[ids], recent]),
+            torch.cat([first[ids], recent]),
             ids,
         )
+        self._first_frames = first
         self.frames_seen += len(frames)
         self._last = times[-1]
         return [WriteReport(self.nbytes)]
 
     def _check(self, tokens: Tensor, times: list[float], contexts: list[Mapping[str, Any]]) -> None:
         config, count = self.config, self.config.frame_side**2
-        if tokens.ndim != 3 or not 0 < len(tokens) <= config.max_clip:
-            raise ValueError(
-                f"a clip is (T, {count}, {config.dim}) with T from 1 to {config.max_clip}, "
-                f"not {tuple(tokens.shape)}"
-            )
-        if len(times) != len(tokens) or len(contexts) not in (0, len(tokens)):
-            raise ValueError(
-                f"{len(tokens)} frames need as many times and contexts, not {len(times)} and "
-                f"{len(contexts)}"
-            )
+        whole = tokens.ndim == 3 and tokens.shape[1] == count and tokens.is_floating_point()
+        if not whole or not 0 < len(tokens) <= config.max_clip:
+            want = f"floats ({{1..{config.max_clip}}}, {count}, {config.dim})"
+            raise ValueError(f"a clip is {want}, not {tokens.dtype} {tuple(tokens.shape)}")
+        given = len(times), len(contexts) or len(times)
+        if given != (len(tokens), len(tokens)):
+            raise ValueError(f"{len(tokens)} frames came with (times, contexts) of {given}")
         last = self._last if self.frames_seen else None
         for frame, time in zip(tokens, times, strict=True):
             check_write(frame, time, config.dim, count, last)
             last = time
-        if tokens.shape[1] != count:
-            raise ValueError(f"a frame has {count} tokens, not {tokens.shape[1]}")
         if not torch.isfinite(tokens.half()).all():
             raise ValueError("tokens must be within ±65504, the range of float16")
         for context in contexts:
@@ -360,27 +357,12 @@ class PublishedStar(Memory):
             if grid is not None and tuple(grid) != (config.frame_side, config.frame_side):
                 raise ValueError(f"the grid must be {config.frame_side} square, not {grid}")
 
-    def read(self, query: Tensor | None = None, **context: Any) -> Recall:
-        """Give all tokens in the published order: abstract, long, key and recent.
-
-        The published memory keeps neither times nor weights, and every write makes all of it anew.
-        So a recall is one observation: as of the last write, it stands for all frames seen.
-        `sources` is the number of the last frame. Tokens are of the memory's type.
-
-        Args:
-            query: Not asked: the published reading does not depend on the question.
-            **context: Ignored, other banks take more.
-        """
-        return super().read(query, **context)
-
     def snapshot(self) -> StarSnapshot:
         """Share the parts; a write replaces them and never changes them."""
         return StarSnapshot(self._star, self._last, self.frames_seen)
 
-    # ------------------------------------------------------------------ state
-
     def state_dict(self) -> dict[str, Tensor]:
-        """Give all state as tensors, both generators and the learned weights included."""
+        """Give all state as tensors, generators and learned weights included."""
         return {
             "config": self.config.numbers(),
             "frames_seen": torch.tensor([self.frames_seen]),
@@ -404,8 +386,8 @@ class PublishedStar(Memory):
             fits = given.dtype == own.dtype and given.shape[1:] == own.shape[1:]
             if not fits or given.ndim != own.ndim or len(given) not in rows:
                 raise ValueError(f"{name} of the state is of another configuration")
-        if not torch.equal(state["config"], self.config.numbers()):
-            raise ValueError("the state is of another configuration")
+            if name == "config" and not torch.equal(given, own):
+                raise ValueError("the state is of another configuration")
         held = {name: value.clone() for name, value in state.items()}
         version, _, spare = self._coins.getstate()
         self._permutations.set_state(held["permutations"])

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from vismem.kernels.kmeans import cpu, kmeans_assign, kmeans_update, reference
+
+_settings = settings(max_examples=60, deadline=None, derandomize=True)
+sizes = st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(0, 7), st.integers(0, 10**6))
+
+
+def grid(rows: int, dim: int, draws: torch.Generator) -> Tensor:
+    """Multiples of a quarter: all forms of a distance are exact, and many are equal."""
+    return torch.randint(-4, 5, (rows, dim), generator=draws) / 4
+
+
+@_settings
+@given(sizes, st.booleans(), st.integers(1, 50))
+def test_assign_is_the_reference_on_ties_too(
+    size: tuple[int, int, int, int], expanded: bool, chunk: int
+) -> None:
+    rows, clusters, dim, seed = size
+    draws = torch.Generator().manual_seed(seed)
+    x, centroids = grid(rows, dim, draws), grid(clusters, dim, draws)
+    before = cpu.CHUNK
+    try:
+        cpu.CHUNK = chunk
+        labels, squares = kmeans_assign(x, centroids, expanded=expanded)
+    finally:
+        cpu.CHUNK = before
+    expected = reference.kmeans_assign(x, centroids, expanded)
+    assert labels.dtype == torch.int64 and squares.dtype == x.dtype
+    assert torch.equal(labels, expected[0]) and torch.equal(squares, expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("expanded", [False, True])
+def test_assign_finds_the_nearest_of_random_rows(dtype: torch.dtype, expanded: bool) -> None:
+    draws = torch.Generator().manual_seed(1)
+    x = torch.randn(300, 70, generator=draws).to(dtype)
+    centroids = torch.randn(23, 70, generator=draws).to(dtype)
+    labels, squares = kmeans_assign(x, centroids, expanded=expanded)
+    expected = reference.kmeans_assign(x, centroids, expanded)
+    assert torch.equal(labels, expected[0])
+    torch.testing.assert_close(squares, expected[1])
+
+
+def test_distances_with_one_root_are_a_tie() -> None:
+    far, near = [4000.0, 1.0, 1.0], [4000.0, 1.0, 0.0]
+    squares = torch.tensor([far, near]).square().sum(1)
+    assert squares.tolist() == [16000002, 16000001] and squares.sqrt().unique().numel() == 1
+    for expanded in (False, True):
+        label, square = kmeans_assign(
+            torch.zeros(1, 3), torch.tensor([far, near]), expanded=expanded
+        )
+        assert label.tolist() == [0] and square.tolist() == [16000002]
+
+
+def test_the_expanded_form_cancels_and_nan_is_the_nearest() -> None:
+    draws = torch.Generator().manual_seed(0)
+    x = 100 + 1e-3 * torch.randn(64, 33, generator=draws)
+    squares = cpu._expanded(x, x)
+    assert (squares < 0).any()
+    labels, chosen = kmeans_assign(x, x, expanded=True)
+    negative = (squares < 0).any(1)
+    assert torch.equal(labels[negative], (squares < 0).long().argmax(1)[negative])
+    assert (chosen[negative] < 0).all()
+    assert kmeans_assign(x, x)[0].tolist() == list(range(64))
+
+
+@_settings
+@given(sizes)
+def test_update_is_the_reference(size: tuple[int, int, int, int]) -> None:
+    rows, clusters, dim, seed = size
+    draws = torch.Generator().manual_seed(seed)
+    x, labels = grid(rows, dim, draws), torch.randint(clusters, (rows,), generator=draws)
+    weights = torch.randint(0, 4, (rows,), generator=draws).float()
+    means, mass = kmeans_update(x, weights, labels, clusters)
+    expected = reference.kmeans_update(x, weights, labels, clusters)
+    assert means.dtype == mass.dtype == x.dtype
+    torch.testing.assert_close(means, expected[0], rtol=1e-6, atol=1e-7)
+    assert torch.equal(mass, expected[1])
+    # Weight is neither made nor lost, and neither is the weighted sum of the rows.
+    assert mass.sum() == weights.sum()
+    total = (weights[:, None] * x).sum(0)
+    torch.testing.assert_close((mass[:, None] * means).sum(0), total, rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    x = torch.ones(5000, 2, dtype=torch.float16)
+    means, mass = kmeans_update(x, x[:, 0], torch.zeros(5000, dtype=torch.int64), 2)
+    assert means.tolist() == [[1, 1], [0, 0]] and mass.tolist() == [5000, 0]
+    assert means.dtype == mass.dtype == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_rounded_at_every_step_of_the_distance(dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(2)
+    x, centroids = (torch.randn(n, 50, generator=draws).to(dtype) for n in (40, 12))
+    labels, _ = kmeans_assign(x, centroids)
+    squares = ((x[:, None] - centroids) ** 2).sum(-1)
+    assert torch.equal(labels, squares.sqrt().argmin(1))
+
+
+def test_the_same_input_gives_the_same_bits() -> None:
+    draws = torch.Generator().manual_seed(3)
+    x, weights = torch.randn(500, 40, generator=draws), torch.rand(500, generator=draws)
+    labels = torch.randint(7, (500,), generator=draws)
+    one, other = (kmeans_update(x, weights, labels, 7) for _ in range(2))
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+
+
+def test_the_inputs_are_left_as_they_are() -> None:
+    x, labels = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 1])
+    kept = x.clone()
+    kmeans_assign(x, x[:2])
+    kmeans_assign(x, x[:2], expanded=True)
+    kmeans_update(x, torch.ones(3), labels, 2)
+    assert torch.equal(x, kept)
+
+
+X = torch.zeros(3, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "centroids"),
+    [(X, X[:, :1]), (X, X[:0]), (X, X.double()), (X[0], X), (X, X[0]), (X.long(), X.long())],
+)
+def test_assign_refuses_what_does_not_go_together(x: Tensor, centroids: Tensor) -> None:
+    with pytest.raises(ValueError, match="kmeans_assign"):
+        kmeans_assign(x, centroids)
+
+
+L = torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("x", "weights", "labels"),
+    [
+        (X[0], X[:, 0], L),
+        (X, X[:2, 0], L),
+        (X, X[:, 0], L[:2]),
+        (X, X[:, 0], L.int()),
+        (X, X[:, 0].double(), L),
+        (X.long(), L, L),
+    ],
+)
+def test_update_refuses_what_does_not_go_together(
+    x: Tensor, weights: Tensor, labels: Tensor
+) -> None:
+    with pytest.raises(ValueError):
+        kmeans_update(x, weights, labels, 2)
