@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(FOLDER))  # they import each other by name
 
 
 @pytest.fixture(scope="module")
