@@ -47,10 +47,13 @@ def video(frames: int, seed: int = 0, config: StarConfig = SMALL) -> Tensor:
     return torch.randn(frames, config.frame_side**2, config.dim, generator=draws)
 
 
+WIDE = changed(dim=96)  # so that tokens are most of the state, and not the two generators
+
+
 class TestPublishedStar(MemoryContract):
-    large = PublishedStar(SMALL).budget.bytes
+    large = PublishedStar(WIDE).budget.bytes
     small = large
-    max_tokens = SMALL.frame_side**2
+    max_tokens = WIDE.frame_side**2
     cannot: ClassVar[Mapping[str, str]] = {
         "test_the_budget_holds_after_every_write": "the published sizes fix the bytes held",
         "test_the_small_budget_is_really_small": "the published sizes fix the bytes held",
@@ -58,16 +61,16 @@ class TestPublishedStar(MemoryContract):
     }
 
     def make(self, budget: int) -> PublishedStar:
-        return PublishedStar(SMALL)
+        return PublishedStar(WIDE, NTMWeights.random(96, hidden=2))
 
     def make_other(self, budget: int) -> PublishedStar:
-        return PublishedStar(changed(update_ratio=0.3))
+        return PublishedStar(changed(dim=96, update_ratio=0.3), NTMWeights.random(96, hidden=2))
 
     def observation(self, number: int, seed: int = 0) -> Observation:
-        return {"tokens": video(1, 1000 * seed + number)[0], "time": 10.0 + number / 2}
+        return {"tokens": video(1, 1000 * seed + number, WIDE)[0], "time": 10.0 + number / 2}
 
     def query(self) -> Tensor:
-        return torch.ones(6)
+        return torch.ones(96)
 
     def hostile(self, good: Observation) -> Mapping[str, Observation]:
         return {

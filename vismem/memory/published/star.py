@@ -233,7 +233,7 @@ class PublishedStar(Memory):
     Example:
         >>> memory = PublishedStar(StarConfig(dim=32))
         >>> for second in range(30):
-        ...     _ = memory.write(torch.full((256, 32), second), time=second)
+        ...     _ = memory.write(torch.full((256, 32), 0.1 * second), time=second)
         >>> len(memory.read().tokens)  # 25 * 1 + 25 * 16 + (3 + 1) * 64
         681
     """
