@@ -81,6 +81,9 @@ class FlashConfig:
 class FlashMemory(SlotMemory):
     """Synopsis, detail and recent frames of one stream in a hard budget of bytes; see the module.
 
+    What is held are normal tensors also where it is written under `torch.inference_mode`, so that
+    writes may be mixed and readers may train on what they read.
+
     Args:
         config: Sizes and shares.
         budget: Bytes, or text such as ``"8MB"``.
@@ -169,6 +172,7 @@ class FlashMemory(SlotMemory):
         )
         return Observation(time, time, time, self._writes, held, grid, direction, note)
 
+    @torch.inference_mode(False)
     def write(  # type: ignore[override]  # names what it takes instead of any context
         self,
         tokens: Tensor,
@@ -180,12 +184,16 @@ class FlashMemory(SlotMemory):
     ) -> WriteReport:
         """Add one frame; see `SlotMemory.write`."""
         observation = self._checked(tokens, time, grid, embedding, note)
+        self._take(observation)
+        return self._settle()
+
+    def _take(self, observation: Observation) -> None:
         self._recent.append(observation)
         self._recent_bytes += observation.nbytes
         self._writes += 1
         self._last = observation.time
-        return self._settle()
 
+    @torch.inference_mode(False)
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget, at once; reports what that merged and dropped."""
         self.budget = Budget.parse(budget)
@@ -242,13 +250,14 @@ class FlashMemory(SlotMemory):
         grown = past.array_bytes(room) - past.array_bytes(past.room)
         gives_way = max(0.0, past.detail_bytes + observation.tokens.nbytes - self._floor)
         if (
-            room == past.room
+            room <= past.room
             or self.nbytes + grown + observation.nbytes - gives_way > self.budget.bytes
         ):
             return False
         past.resize(room)
         return True
 
+    @torch.inference_mode(False)
     def forget(self, start: float, end: float) -> int:
         """Give up every slot that may hold something of a span; see `SlotMemory.forget`."""
         kept = [held for held in self._recent if not start <= held.time <= end]
@@ -277,19 +286,24 @@ class FlashMemory(SlotMemory):
         state |= {f"recent.{k}": v for k, v in observations_state(self._recent).items()}
         return state | {f"past.{k}": v for k, v in self._past.state().items()}
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance; see `Memory.load_state_dict`."""
+        try:
+            self._restore(state)
+        except KeyError as error:
+            raise ValueError(f"the state holds no {error}; it is incomplete") from error
+        self._settle()
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take a state as it is, or raise and change nothing."""
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
         config = self.config
-        try:
-            writes, last = int(state["writes"]), float(state["last"])
-            recent = observations_from(part("recent."), config.token_dim, config.embedding_dim)
-            self._past.restore(part("past."), config.embedding_dim)
-        except KeyError as error:
-            raise ValueError(f"the state holds no {error}; it is incomplete") from error
+        writes, last = int(state["writes"]), float(state["last"])
+        recent = observations_from(part("recent."), config.token_dim, config.embedding_dim)
+        self._past.restore(part("past."), config.embedding_dim)
         self._writes, self._last, self._recent = writes, last, deque(recent)
         self._recent_bytes = sum(held.nbytes for held in recent)
-        self._settle()

@@ -152,7 +152,7 @@ def read_slots(
     scores = torch.zeros(len(slots))
     if query is not None and slots:
         held = torch.stack([slot.embedding for slot in slots]).float()
-        scores = held @ F.normalize(query.float(), dim=0)
+        scores = held @ F.normalize(query.detach().float().cpu(), dim=0)
     recent = [n for n, slot in enumerate(slots) if slot.level == "recent"]
     worth = scores if query is not None else torch.tensor([float(slot.weight) for slot in slots])
     best = worth.argsort(descending=True, stable=True).tolist()
@@ -166,7 +166,7 @@ def read_slots(
     sharp = DETAIL_SHARE * left
     for number in past[:k]:
         slot = slots[number]
-        if len(slot.tokens) > sharp:
+        if len(slot.tokens) > min(sharp, left):
             slot = slot.coarse()
         elif slot.synopsis is not None:
             sharp -= len(slot.tokens)
@@ -347,4 +347,4 @@ def check_observation(
         raise ValueError("embedding holds NaN or infinity")
     if len(note) > max_note:
         raise ValueError(f"a note has at most {max_note} bytes, not {len(note)}")
-    return halves, (rows, columns), F.normalize(embedding.detach().float().cpu(), dim=0).half()
+    return halves, (rows, columns), F.normalize(embedding.detach().double().cpu(), dim=0).half()

@@ -7,9 +7,9 @@ frames are kept of the heaviest scenes, not of the most different. And it has th
 
 The published abstract memory writes each frame by attention over the frames that come with it; in a
 stream one comes at a time, its weight is always 1, and all tokens become the same moving average
-within a minute. Here the attention is over the memory: a frame moves the tokens that are like it,
-and one that is unlike all of them begins a token. The published rule is
-`vismem.memory.published.star`.
+within a minute. Here the attention is over the memory, and hard: a frame moves the one token that
+is most like it, and a frame unlike all of them begins a token. (Were many moved a little, a static
+hour would move them all to one place.) The published rule is `vismem.memory.published.star`.
 
 Source: Zhang et al., "Flash-VStream: Memory-Based Real-Time Understanding for Long Video Streams",
 2024 (https://arxiv.org/abs/2406.08085).
@@ -17,9 +17,9 @@ Source: Zhang et al., "Flash-VStream: Memory-Based Real-Time Understanding for L
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from vismem.memory.base import Budget, WriteReport
 from vismem.memory.flash import FlashConfig, FlashMemory
+from vismem.memory.ward import Observation
 
 __all__ = ["StarConfig", "StarMemory"]
 
@@ -42,14 +43,12 @@ class StarConfig(FlashConfig):
         abstract: Tokens of the abstract memory.
         update_ratio: How far the token most like a frame moves towards it.
         novelty: Cosine distance from all tokens at which a frame begins one.
-        sharpness: Of the attention over the tokens, per unit of cosine.
     """
 
     detail: float = 1 / 8
     abstract: int = 25
     update_ratio: float = 0.2
     novelty: float = 0.1
-    sharpness: float = 20.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +78,7 @@ class StarMemory(FlashMemory):
         """Forget everything; the next write may be at any time."""
         super().reset()
         self._abstract = torch.zeros(0, self.config.token_dim)
+        self._abstract_since = math.inf  # when the first frame that it sums up was seen
 
     @property
     def abstract(self) -> Tensor:
@@ -95,23 +95,22 @@ class StarMemory(FlashMemory):
         row = self.config.token_dim * 4
         return min(self.config.abstract, int(ABSTRACT_SHARE * self.budget.bytes) // row)
 
-    def write(self, tokens: Tensor, time: float, **context: Any) -> WriteReport:
-        """Add one frame; see `SlotMemory.write`."""
-        self.check(tokens, time, **context)
-        self._sum_up(tokens.half().float().mean(0))
-        return super().write(tokens, time, **context)
+    def _take(self, observation: Observation) -> None:
+        self._sum_up(observation.tokens.float().mean(0))
+        self._abstract_since = min(self._abstract_since, observation.time)
+        super()._take(observation)
 
     def _sum_up(self, token: Tensor) -> None:
-        """Write a frame's mean into the abstract memory."""
+        """Write a frame's mean into the abstract memory; one of zeros has no direction."""
         memory = self._abstract
         alike = F.cosine_similarity(memory, token, dim=1)
         if len(memory) < self._abstract_room and (1 - alike > self.config.novelty).all():
-            self._abstract = torch.cat([memory, token[None]])
+            self._abstract = torch.cat([memory, token[None]]) if token.any() else memory
         elif len(memory):
-            attention = torch.softmax(self.config.sharpness * alike, 0)
-            step = self.config.update_ratio * attention / attention.max()
-            self._abstract = memory + step[:, None] * (token - memory)
+            nearest = alike.argmax()
+            memory[nearest] += self.config.update_ratio * (token - memory[nearest])
 
+    @torch.inference_mode(False)
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget, at once; reports what that merged and dropped."""
         self.budget = Budget.parse(budget)
@@ -120,24 +119,22 @@ class StarMemory(FlashMemory):
 
     def forget(self, start: float, end: float) -> int:
         """Give up what may hold something of a span; the abstract memory holds of everything."""
-        gone = super().forget(start, end)
-        if gone:
-            self._abstract = self._abstract[:0].clone()
-        return gone
+        if start <= self._last and end >= self._abstract_since:
+            self._abstract, self._abstract_since = self._abstract[:0].clone(), math.inf
+        return super().forget(start, end)
 
     def _blur(self) -> None:
         self._past.blur(lightest=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return super().state_dict() | {"abstract": self._abstract.clone()}
+        since = torch.tensor(self._abstract_since, dtype=torch.float64)
+        return super().state_dict() | {"abstract": self.abstract, "abstract_since": since}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take the state of another instance; see `Memory.load_state_dict`."""
-        if "abstract" not in state:
-            raise ValueError("the state holds no 'abstract'; it is of another bank or incomplete")
-        abstract = state["abstract"]
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        abstract, since = state["abstract"], float(state["abstract_since"])
         if abstract.shape[1:] != (self.config.token_dim,):
             raise ValueError("the abstract memory is of another configuration")
-        super().load_state_dict(state)
+        super()._restore(state)
         self._abstract = abstract[: self._abstract_room].clone()
+        self._abstract_since = since

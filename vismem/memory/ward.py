@@ -92,6 +92,8 @@ class WardClusters:
         self.mass_limit, self.max_gap, self.join_notes = mass_limit, max_gap, join_notes
         shrink = max(1.0, math.sqrt(grid[0] * grid[1] / key_cells))
         self.key_grid = (max(1, round(grid[0] / shrink)), max(1, round(grid[1] / shrink)))
+        row = (column[0] for column in self._empty(1).values())
+        self._row_bytes = sum(column.nbytes for column in row) + 1  # whether it is sharp
         self.reset()
 
     def reset(self) -> None:
@@ -128,8 +130,7 @@ class WardClusters:
 
     def array_bytes(self, room: int) -> int:
         """Bytes of the arrays with room for so many clusters."""
-        row = sum(column.element_size() * column[0].numel() for column in self._empty(1).values())
-        return room * (row + 1) + 4 * room * room
+        return room * self._row_bytes + 4 * room * room
 
     @property
     def first(self) -> Tensor:
@@ -264,11 +265,12 @@ class WardClusters:
         self._costs[:count, row] = costs
 
     def _remove(self, row: int) -> None:
-        """Take a cluster away; the last one moves into its place."""
+        """Take a cluster away; the last one moves into its place, and its row is wiped."""
         last = len(self) - 1
         self._count(self.kept[row], -1)
         for column in self._columns.values():
             column[row] = column[last]
+            column[last] = 0
         self._costs[row] = self._costs[last]
         self._costs[:, row] = self._costs[:, last]
         self._costs[row, row] = torch.inf
@@ -321,12 +323,18 @@ class WardClusters:
 
     # ------------------------------------------------------------------ state
 
+    @property
+    def _rule(self) -> Tensor:
+        """What the cached costs depend on."""
+        return torch.tensor([self.mass_limit, *self.key_grid], dtype=torch.float64)
+
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors."""
         count = len(self)
         state = {name: column[:count].clone() for name, column in self._columns.items()}
         state["costs"] = self._costs[:count, :count].clone()
         state["room"] = torch.tensor(self.room)
+        state["rule"] = self._rule
         return state | {f"kept.{k}": v for k, v in observations_state(self.kept).items()}
 
     def restore(self, state: Mapping[str, Tensor], embedding_dim: int) -> None:
@@ -339,6 +347,8 @@ class WardClusters:
         own = {k.removeprefix("kept."): v for k, v in state.items() if k.startswith("kept.")}
         kept = observations_from(own, self.token_dim, embedding_dim)
         room, count = int(state["room"]), len(kept)
+        if not torch.equal(state["rule"], self._rule):
+            raise ValueError("the costs are of another mass_limit or key_cells")
         columns, costs = self._empty(room), torch.full((room, room), torch.inf)
         for name, column in columns.items():
             given = state[name]
