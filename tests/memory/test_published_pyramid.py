@@ -136,6 +136,16 @@ def test_a_frame_that_is_not_square_keeps_its_proportions() -> None:
     torch.testing.assert_close(first[0], left)
 
 
+def test_frames_are_compared_as_they_lie_on_their_level() -> None:
+    """Three cells become one by taking the middle: 1 and 2 have that alike, 0 and 1 the rest."""
+    memory = PublishedPyramid(PublishedPyramidConfig(3, (2, 3), (9, 1), (1, 1)))
+    for number, (border, middle) in enumerate([(Z, X), (Z, Y), (X, Y), (X, Y), (X, Y), (X, Y)]):
+        tokens = torch.tensor(border).repeat(9, 1)
+        tokens[4] = torch.tensor(middle)
+        memory.write(tokens, time=float(number))
+    assert memory.level_sources == [[4, 5], [0, 2, 3]]
+
+
 def test_a_frame_smaller_than_any_level_stays_one_token() -> None:
     memory = PublishedPyramid(SMALL)
     for number in range(40):
