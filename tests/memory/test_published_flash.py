@@ -73,11 +73,14 @@ class TestPublishedFlash(MemoryContract):
 
     def test_bytes_are_those_of_the_state(self) -> None:
         memory = self.make(PLENTY)
-        held = ("high", "low", "times", "synopsis", "weights", "timestamps", "detail")
         for number in range(40):
             report = memory.write(**self.observation(number))
-            state = memory.state_dict()
-            assert report.nbytes == memory.nbytes == sum(state[name].nbytes for name in held)
+            assert report.nbytes == memory.nbytes == self.held(memory)
+
+    def held(self, memory: PublishedFlash) -> int:
+        state = memory.state_dict()
+        names = ("high", "low", "times", "synopsis", "weights", "timestamps", "detail")
+        return sum(state[name].nbytes for name in names)
 
     def test_the_write_that_would_pass_the_budget_is_refused_and_changes_nothing(self) -> None:
         loose = self.write(self.make(PLENTY), range(25))
@@ -251,5 +254,6 @@ class TestPublishedFlash(MemoryContract):
             chosen = detail if number < detail or method == "sample" else min(slots, detail)
             assert len(snapshot.detail) == min(number + 1, chosen)
             assert len(snapshot.synopsis) == slots
+            assert memory.nbytes == self.held(memory)
             assert len(memory.read().tokens) == 32 * len(snapshot.detail) + 8 * slots
             assert snapshot.positions().shape[1] == len(memory.read().tokens) // 4
