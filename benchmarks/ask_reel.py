@@ -5,6 +5,10 @@ default. The file names the `video` beside it and holds `questions`, each with w
 `spans` in seconds in which an answer may lie. A question is right if its best moment overlaps one
 of its spans by half of the moment; where there are no spans, if the answer abstains.
 
+With `--policy flash` (star, pyramid) a bank of visual tokens takes half of the budget, and the same
+questions are asked of moments alone as well. `--loop 7200` plays the reel again and again for two
+hours, `--budget 1MB` leaves no room for all of it: what is right is then what survived.
+
 Prints a row a question: right or wrong, the question, the best moment, its score, the answer. Below
 it the score, and what a sceptic would score who never looks: always abstaining, always answering
 with the whole clip, or answering with any moment of the memory at random (expected value).
@@ -13,16 +17,23 @@ with the whole clip, or answering with any moment of the memory at random (expec
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from vismem import VisualMemory, open_stream
+from vismem import Frame, VisualMemory, open_stream
+from vismem.encoders import load_encoder
+from vismem.encoders.base import Encoder, Encoding
 from vismem.errors import SourceError, VismemError
 from vismem.heads.answer import THRESHOLD
+from vismem.memory.policies import POLICIES
 
 GALLERY = Path(__file__).resolve().parents[1] / "data" / "gallery.json"
 
@@ -83,21 +94,66 @@ def read_questions(reel: Path) -> tuple[Path, list[dict[str, Any]]]:
     return video, questions
 
 
-def run(reel: Path, fps: float, threshold: float) -> dict[str, Any]:
-    """Remember a reel with the default settings, and ask everything."""
+class Remembering:
+    """An encoder that encodes equal pictures once; a loop shows the same ones again and again."""
+
+    def __init__(self, encoder: Encoder):
+        self._encoder = encoder
+        self._known: dict[bytes, Encoding] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._encoder, name)
+
+    def encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
+        """Encode pictures, see `Encoder.encode`."""
+        keys = [hashlib.sha1(np.ascontiguousarray(image)).digest() for image in images]
+        for key, image in zip(keys, images, strict=True):
+            if key not in self._known:
+                self._known[key] = self._encoder.encode([image])[0]
+        return [self._known[key] for key in keys]
+
+
+def frames(video: Path, fps: float, loop: float) -> Iterator[Frame]:
+    """The frames of a video, over and over until it has played for `loop` seconds."""
+    start = 0.0
+    while start == 0.0 or start < loop:
+        last = start
+        with open_stream(video, fps=fps) as stream:
+            for frame in stream:
+                last = start + frame.timestamp
+                yield replace(frame, timestamp=last)
+            start += stream.duration or last - start + 1 / fps
+
+
+def run(
+    reel: Path,
+    fps: float,
+    threshold: float,
+    *,
+    policy: str = "moments",
+    budget: str = "64MB",
+    loop: float = 0.0,
+    encoder: Encoder | str = "embedded",
+) -> dict[str, Any]:
+    """Remember a reel, and ask everything."""
     video, questions = read_questions(reel)
+    with open_stream(video, fps=fps) as stream:
+        length = stream.duration or loop
+    turns = range(math.ceil(loop / length) if loop else 1)
     rows = []
-    with VisualMemory() as memory, open_stream(video, fps=fps) as stream:
-        for frame in stream:
+    with VisualMemory(budget, policy=policy, encoder=encoder) as memory:
+        for frame in frames(video, fps, loop):
             memory.write(frame)
         for question in questions:
+            spans = [(a + n * length, b + n * length) for n in turns for a, b in question["spans"]]
             answer = memory.ask(question["ask"], threshold=threshold)
             best = None if answer.abstained else answer.moments[0]
             moment = (best.start, best.end) if best else None
             rows.append(
                 {
-                    "right": is_right(moment, question["spans"]),
+                    "right": is_right(moment, spans),
                     "ask": question["ask"],
+                    "spans": spans,
                     "moment": moment,
                     "score": best.score if best else None,
                     "answer": answer.text,
@@ -105,16 +161,25 @@ def run(reel: Path, fps: float, threshold: float) -> dict[str, Any]:
             )
         (snapshot,) = memory.snapshots().values()
         held = memory.describe()
+        scenes = sum(len(view.slots()) for view in memory.visual().values())
     moments = list(
         zip(snapshot.column("start").tolist(), snapshot.column("end").tolist(), strict=True)
     )
+    every = baselines([row.pop("spans") for row in rows], moments)
     return {
         "video": video.name,
-        "memory": {"frames": held["frames"], "bytes": held["bytes"], "moments": len(moments)},
+        "policy": policy,
+        "memory": {
+            "frames": held["frames"],
+            "bytes": held["bytes"],
+            "budget": held["budget"],
+            "moments": len(moments),
+            "scenes": scenes,
+        },
         "threshold": threshold,
         "right": sum(row["right"] for row in rows),
         "questions": rows,
-        "baselines": baselines([q["spans"] for q in questions], moments),
+        "baselines": every,
     }
 
 
@@ -123,8 +188,9 @@ def table(result: dict[str, Any]) -> str:
     rows, memory = result["questions"], result["memory"]
     width = max(len(row["ask"]) for row in rows)
     lines = [
-        f"{result['video']}: {memory['frames']} frames, {memory['moments']} moments, "
-        f"{memory['bytes'] / 1e6:.2f} MB; threshold {result['threshold']:g}",
+        f"{result['video']}, {result['policy']}: {memory['frames']} frames, "
+        f"{memory['moments']} moments, {memory['scenes']} scenes, {memory['bytes'] / 1e6:.2f} of "
+        f"{memory['budget'] / 1e6:g} MB; threshold {result['threshold']:g}",
         f"{'':5}  {'question':{width}}  {'best moment':13}  score  answer",
     ]
     for row in rows:
@@ -145,14 +211,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("reel", nargs="?", type=Path, default=GALLERY, metavar="REEL")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second (2)")
     parser.add_argument("--threshold", type=float, default=THRESHOLD, help=f"({THRESHOLD})")
+    parser.add_argument("--policy", default="moments", choices=["moments", *POLICIES])
+    parser.add_argument("--budget", default="64MB", help="of the whole memory (64MB)")
+    parser.add_argument(
+        "--loop", type=float, default=0.0, help="seconds to play the reel for (once)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    encoder = Remembering(load_encoder("embedded"))
+    policies = dict.fromkeys(["moments", options.policy])
     try:
-        result = run(options.reel, options.fps, options.threshold)
+        results = [
+            run(
+                options.reel,
+                options.fps,
+                options.threshold,
+                policy=policy,
+                budget=options.budget,
+                loop=options.loop,
+                encoder=encoder,
+            )
+            for policy in policies
+        ]
     except VismemError as error:
         parser.exit(error.exit_code, f"{error}\n")
-    print(json.dumps(result, indent=1) if options.json else table(result))
+    if options.json:
+        print(json.dumps(results if len(results) > 1 else results[0], indent=1))
+        return
+    print("\n\n".join(table(result) for result in results))
+    if len(results) > 1:
+        told = ", ".join(f"{result['policy']} {result['right']}" for result in results)
+        print(f"\nright of {len(results[0]['questions'])}: {told}")
 
 
 if __name__ == "__main__":

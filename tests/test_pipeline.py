@@ -57,7 +57,7 @@ def state_of(memory: vm.VisualMemory) -> dict[str, tuple]:
     return {
         f"{name}: {key}": (value.dtype, tuple(value.shape), value.numpy().tobytes())
         for name, stream in memory._streams.items()
-        for key, value in stream.memory.state_dict().items()
+        for key, value in (stream.working_state() | stream.moments.state_dict()).items()
     } | {f"{name}: clock": (stream.clock,) for name, stream in memory._streams.items()}
 
 
@@ -688,7 +688,7 @@ def test_streams_share_the_budget(make) -> None:
     for number in range(1, 60):
         fill(memory, range(number, number + 1), stream="yard")
         assert memory.nbytes <= 8_000
-    parts = [stream.memory.nbytes for stream in memory._streams.values()]
+    parts = [stream.moments.nbytes for stream in memory._streams.values()]
     assert all(2_000 < part <= 4_000 for part in parts) and sum(parts) == memory.nbytes
     assert memory.stats.merged > merged
     assert {m.stream for m in memory.ask("a cat").moments} == {"door", "yard"}

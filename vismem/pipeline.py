@@ -27,14 +27,12 @@ from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
 from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer
-from vismem.memory.base import Budget, WriteReport
-from vismem.memory.episodic import (
-    EpisodicConfig,
-    EpisodicMemory,
-    EpisodicSnapshot,
-    Segment,
-)
-from vismem.observation import arguments, events, observation
+from vismem.memory.base import Budget, Recall, WriteReport
+from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot, Segment
+from vismem.memory.policies import POLICIES
+from vismem.memory.slots import SlotSnapshot
+from vismem.observation import events, observation
+from vismem.scenes import scene_moments
 from vismem.store import (
     Durability,
     Event,
@@ -45,6 +43,7 @@ from vismem.store import (
     pack,
     unpack,
 )
+from vismem.stream_memory import StreamMemory
 
 __all__ = ["Stats", "VisualMemory"]
 
@@ -79,20 +78,13 @@ class Stats:
     problems: list[str] = field(default_factory=list)
 
 
-@dataclass
-class _Stream:
-    """The writer's side of one stream."""
-
-    name: str
-    memory: EpisodicMemory
-    clock: StreamClock
-
-
 class VisualMemory:
     """A bounded visual memory over one or more streams; see the module.
 
     Args:
         budget: Bytes that the memory may hold, ``"64MB"``; several streams share it evenly.
+        policy: What remembers pictures beside the moments: ``"flash"``, ``"star"`` or
+            ``"pyramid"``, which take half of the budget, or ``"moments"`` for nothing.
         path: Directory of a durable memory to begin; without one the memory lives in RAM until
             :meth:`save`. Use :meth:`open` to go on with one.
         encoder: Name of an encoder (``"embedded"``, ``"siglip2"``, a model of a hub) or an encoder.
@@ -117,6 +109,7 @@ class VisualMemory:
         self,
         budget: Budget | int | str = "64MB",
         *,
+        policy: str = "moments",
         path: str | os.PathLike[str] | None = None,
         encoder: str | Encoder = "embedded",
         durability: Durability = "process",
@@ -130,14 +123,18 @@ class VisualMemory:
         if queue < 1:
             raise ValueError(f"the queue needs room for at least one frame, not {queue}")
         name = encoder if isinstance(encoder, str) else encoder.identity["model"]
+        if policy != "moments" and policy not in POLICIES:
+            raise ValueError(f"policy is moments, {', '.join(POLICIES)}; not {policy}")
+        self.policy = policy
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.config = {
             "encoder": name,
             "budget": self.budget.bytes,
+            "policy": policy,
             "retain": retain,
             "moments": dict(moments or {}),
         }
-        self._sizes = EpisodicConfig(
+        self.sizes = EpisodicConfig(
             token_dim=self.encoder.token_dim,
             embedding_dim=self.encoder.embedding_dim,
             **{"max_tokens": self.encoder.max_tokens, **dict(moments or {})},
@@ -154,7 +151,7 @@ class VisualMemory:
         """Set up everything that is the same for a new memory and one that is opened."""
         self.stats = Stats()
         self._read_only = False
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, StreamMemory] = {}
         self._frames = 0  # of the whole life of the memory
         self._memory_lock = threading.RLock()  # held for the moment of a write or a snapshot
         self._store_lock = threading.RLock()  # held by whoever changes what is on disk
@@ -197,6 +194,7 @@ class VisualMemory:
             self = cls(
                 config["budget"],
                 encoder=encoder or config["encoder"],
+                policy=config.get("policy", "moments"),
                 retain=config["retain"],
                 queue=queue,
                 moments=config["moments"],
@@ -230,13 +228,12 @@ class VisualMemory:
             segments.setdefault(number, []).append(held)
         self._frames = int(store.meta.get("frames", 0))
         for place, kept in enumerate(store.meta.get("streams", [])):
-            memory = EpisodicMemory(self._sizes, self.budget)
             prefix = f"{place}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            memory.restore(segments.get(str(place), []), own)
-            self._streams[kept["name"]] = _Stream(
-                kept["name"], memory, StreamClock(**kept["clock"])
-            )
+            stream = self._new_stream(kept["name"], StreamClock(**kept["clock"]))
+            stream.set_budget(self.budget.bytes)  # its share is set when all streams are there
+            stream.restore(segments.get(str(place), []), own)
+            self._streams[stream.name] = stream
         self._share_budget()
         self._logged = store.nbytes["tail"]
         if self._read_only:
@@ -373,8 +370,8 @@ class VisualMemory:
         if at is None:
             self.stats.late += 1
             return
-        tensors = observation(frame, encoding, self._sizes.max_thumbnail)
-        stream.memory.check(time=at, **arguments(tensors))  # what is logged can be replayed
+        tensors = observation(frame, encoding, self.sizes.max_thumbnail)
+        stream.check(at, tensors)  # what is logged can be replayed
         if self._store:
             meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
             record = pack(tensors, meta)
@@ -387,9 +384,11 @@ class VisualMemory:
         self.stats.written += 1
         self._expire()
 
-    def _remember(self, stream: _Stream, at: float, tensors: Mapping[str, torch.Tensor]) -> None:
+    def _remember(
+        self, stream: StreamMemory, at: float, tensors: Mapping[str, torch.Tensor]
+    ) -> None:
         with self._memory_lock:
-            report = stream.memory.write(time=at, **arguments(tensors))
+            report = stream.write(at, tensors)
             self._frames += 1
         self._count(report)
 
@@ -397,18 +396,20 @@ class VisualMemory:
         self.stats.merged += report.merged
         self.stats.forgotten += report.dropped
 
-    def _stream(self, name: str) -> _Stream:
+    def _new_stream(self, name: str, clock: StreamClock | None = None) -> StreamMemory:
+        return StreamMemory(name, self.sizes, self.policy, clock)
+
+    def _stream(self, name: str) -> StreamMemory:
         """The writer's side of a stream; a new one takes its share of the budget."""
         if name not in self._streams:
             with self._memory_lock:
-                memory = EpisodicMemory(self._sizes, 0)
-                self._streams[name] = _Stream(name, memory, StreamClock())
+                self._streams[name] = self._new_stream(name)
                 self._share_budget()
         return self._streams[name]
 
     def _share_budget(self) -> None:
         for stream in self._streams.values():
-            self._count(stream.memory.set_budget(self.budget.bytes // len(self._streams)))
+            self._count(stream.set_budget(self.budget.bytes // len(self._streams)))
 
     # ------------------------------------------------------------------ forgetting and sealing
 
@@ -417,11 +418,7 @@ class VisualMemory:
         if self._retain is None:
             return
         with self._memory_lock:
-            gone = sum(
-                stream.memory.forget(-math.inf, stream.memory.last_time - self._retain)
-                for stream in self._streams.values()
-                if stream.memory.oldest_end < stream.memory.last_time - 1.05 * self._retain
-            )
+            gone = sum(stream.expire(self._retain) for stream in self._streams.values())
         if gone:
             self.stats.forgotten += gone
             self._expired = True
@@ -450,9 +447,7 @@ class VisualMemory:
         with self._store_lock:
             with self._memory_lock:
                 gone = sum(
-                    s.memory.forget(start, end)
-                    for s in self._streams.values()
-                    if stream in (None, s.name)
+                    s.forget(start, end) for s in self._streams.values() if stream in (None, s.name)
                 )
             self.stats.forgotten += gone
             # The log may hold frames of the span whose moment was given up before.
@@ -467,14 +462,14 @@ class VisualMemory:
         state: dict[str, torch.Tensor] = {}
         kept = []
         for number, stream in enumerate(self._streams.values()):
-            for segment in stream.memory.segments:
+            for segment in stream.moments.segments:
                 segments[f"{number}-{segment.name}"] = SegmentData(
                     segment.columns,
                     segment.thumbnails,
                     float(segment.columns["start"][0]),
                     float(segment.columns["end"].max()),
                 )
-            working = stream.memory.working_state()
+            working = stream.working_state()
             state |= {f"{number}.{name}": value for name, value in working.items()}
             kept.append({"name": stream.name, "clock": asdict(stream.clock)})
         meta = {"frames": self._frames, "streams": kept}
@@ -491,9 +486,49 @@ class VisualMemory:
     # ------------------------------------------------------------------ reading
 
     def snapshots(self) -> dict[str, EpisodicSnapshot]:
-        """Immutable views of all streams, by name."""
+        """Immutable views of the moments of all streams, by name."""
         with self._memory_lock:
-            return {name: s.memory.snapshot() for name, s in self._streams.items()}
+            return {name: s.moments.snapshot() for name, s in self._streams.items()}
+
+    def visual(self) -> dict[str, SlotSnapshot]:
+        """Immutable views of the banks of visual tokens, by stream; none for ``"moments"``."""
+        with self._memory_lock:
+            return {name: s.bank.snapshot() for name, s in self._streams.items() if s.bank}
+
+    def recall(
+        self,
+        question: str | None = None,
+        *,
+        tokens: int = 8192,
+        stream: str | None = None,
+        before: float | None = None,
+    ) -> Recall:
+        """Give visual tokens for a video language model, in time order with true times.
+
+        Args:
+            question: What they should be about; the newest frames come first in any case.
+            tokens: The most that the model takes.
+            stream: Whose; the only one by default.
+            before: Nothing that was seen later than this second is read.
+
+        Raises:
+            UsageError: If the memory keeps no visual tokens, or there is no such stream.
+
+        Example:
+            >>> with VisualMemory("1MB", policy="flash") as memory:
+            ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=2.5))
+            ...     memory.flush()
+            ...     [(time, len(tokens)) for time, _, tokens in memory.recall("a dog").frames()]
+            [(2.5, 15)]
+        """
+        views = self.visual()
+        if not views and self._streams:
+            raise UsageError("this memory keeps no visual tokens; make it with policy='flash'")
+        if len(views) != 1 and stream not in views:
+            raise UsageError(f"name one of the streams: {', '.join(views) or 'none yet'}")
+        view = views[stream] if stream is not None else next(iter(views.values()))
+        query = self.encoder.query(question).vector if question else None
+        return view.read(query, tokens=tokens, before=before)
 
     def ask(self, question: str, *, wait: bool = True, threshold: float = THRESHOLD) -> Answer:
         """Answer a question from what was seen.
@@ -511,11 +546,15 @@ class VisualMemory:
         if wait and not self._read_only:
             self.flush()
         snapshots = self.snapshots()
+        scenes = {
+            name: scene_moments(view.slots(), self.sizes) for name, view in self.visual().items()
+        }
         nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
         return answer(
             question,
             snapshots,
             self.encoder,
+            scenes=scenes,
             threshold=threshold,
             memory=self.describe(),
             nearest=nearest if self._index else None,
@@ -548,7 +587,7 @@ class VisualMemory:
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
         with self._memory_lock:
-            spans = [s.memory.span for s in self._streams.values() if s.memory.span]
+            spans = [s.span for s in self._streams.values() if s.span]
             span = [min(a for a, _ in spans), max(b for _, b in spans)] if spans else None
             return {
                 "bytes": self.nbytes,
@@ -561,7 +600,7 @@ class VisualMemory:
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""
         with self._memory_lock:
-            return sum(stream.memory.nbytes for stream in self._streams.values())
+            return sum(stream.nbytes for stream in self._streams.values())
 
     def last_timestamp(self, stream: str) -> float | None:
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""

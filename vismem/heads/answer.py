@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -236,6 +236,26 @@ def find(
     return sorted(found, key=lambda moment: -moment.score)
 
 
+def either(moments: Sequence[Moment], scenes: Sequence[Moment]) -> list[Moment]:
+    """Put together what moments and scenes say; of two that tell of the same time, the surer."""
+
+    def same_time(one: Moment, other: Moment) -> bool:
+        return one.stream == other.stream and one.start <= other.end and other.start <= one.end
+
+    kept: list[Moment] = []
+    for moment in sorted([*moments, *scenes], key=lambda moment: -moment.score):
+        if not any(same_time(moment, other) for other in kept):
+            kept.append(moment)
+    return kept
+
+
+def _at_its_time(moment: Moment) -> Moment:
+    """A scene comes back; where its evidence is of another visit, tell that instant alone."""
+    if moment.start <= moment.time <= moment.end:
+        return moment
+    return replace(moment, start=moment.time, end=moment.time, thumbnail=b"")
+
+
 # --------------------------------------------------------------------------- questions
 
 _SUMMARY = re.compile(r"\b(what (happen|did|was|is|were|can|do)|describe|summar|overview)")
@@ -366,6 +386,7 @@ def answer(
     snapshots: Mapping[str, EpisodicSnapshot],
     encoder: Encoder,
     *,
+    scenes: Mapping[str, EpisodicSnapshot] | None = None,
     threshold: float = THRESHOLD,
     memory: Mapping[str, Any] | None = None,
     nearest: Mapping[str, Nearest] | None = None,
@@ -377,6 +398,7 @@ def answer(
             "how many people?", "what happened between 0:10 and 0:20?").
         snapshots: By name of stream.
         encoder: The one that wrote the memories.
+        scenes: By name of stream, what a bank of visual tokens knows, read as moments.
         threshold: Least calibrated probability that is claimed.
         memory: Figures of the memory, passed on in the answer.
         nearest: By name of stream, what picks the moments worth comparing in a very large memory.
@@ -408,6 +430,9 @@ def answer(
             span=span,
             nearest=(nearest or {}).get(stream),
         )
+    for stream, snapshot in (scenes or {}).items():
+        seen = find(snapshot, query, encoder, stream=stream, threshold=threshold, span=span)
+        found = either(found, [_at_its_time(moment) for moment in seen])
     found.sort(key=lambda m: -m.score)
     things = _things(query.terms) or f'"{question.strip()}"'
     if not found:
