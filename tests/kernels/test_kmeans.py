@@ -76,7 +76,7 @@ def test_update_is_the_reference(size: tuple[int, int, int, int]) -> None:
     rows, clusters, dim, seed = size
     draws = torch.Generator().manual_seed(seed)
     x, labels = grid(rows, dim, draws), torch.randint(clusters, (rows,), generator=draws)
-    weights = torch.randint(0, 4, (rows,), generator=draws).float()
+    weights = torch.randint(0, 4, (rows,), generator=draws) / 4
     means, mass = kmeans_update(x, weights, labels, clusters)
     expected = reference.kmeans_update(x, weights, labels, clusters)
     assert means.dtype == mass.dtype == x.dtype

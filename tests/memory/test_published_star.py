@@ -188,6 +188,22 @@ def test_a_clip_is_one_write() -> None:
     assert not same(clips[0].state_dict(), clips[1].state_dict())
 
 
+def test_time_goes_on_from_the_end_of_a_clip() -> None:
+    memory = PublishedStar(SMALL)
+    memory.write_many(video(3), [1.0, 2.0, 3.0])
+    assert set(memory.read().times.tolist()) == {3.0}
+    with pytest.raises(ValueError, match="backwards"):
+        memory.write(video(1)[0], 2.5)
+
+
+def test_a_clip_that_needs_no_pooling_is_copied() -> None:
+    memory, clip = PublishedStar(changed(side=4, long_side=4)), video(3)
+    memory.write_many(clip, [1.0, 2.0, 3.0])
+    before = copied(memory.state_dict())
+    clip.zero_()
+    assert same(memory.state_dict(), before)
+
+
 @pytest.mark.parametrize(
     ("tokens", "times", "contexts"),
     [
