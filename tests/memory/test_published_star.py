@@ -204,6 +204,33 @@ def test_a_clip_that_needs_no_pooling_is_copied() -> None:
     assert same(memory.state_dict(), before)
 
 
+def test_rows_for_empty_clusters_are_drawn_on_after_a_load() -> None:
+    def repeats(memory: PublishedStar, steps: range) -> PublishedStar:
+        for step in steps:
+            memory.write(video(1, step % 3)[0], float(step))
+        return memory
+
+    whole, before, after = (PublishedStar(SMALL) for _ in range(3))
+    after.load_state_dict(copied(repeats(before, range(12)).state_dict()))
+    assert not torch.equal(before.state_dict()["coins"], whole.state_dict()["coins"])
+    repeats(after, range(12, 24))
+    assert same(after.state_dict(), repeats(whole, range(24)).state_dict())
+
+
+@pytest.mark.parametrize("name", ["abstract", "long", "current", "first_frames", "key_ids"])
+def test_a_state_of_more_than_the_budget_is_refused(name: str) -> None:
+    memory = PublishedStar(SMALL)
+    state = memory.state_dict()
+    rows = SMALL.shapes()[name][0] if name in SMALL.shapes() else SMALL.key_frames
+    for more, taken in ((rows, True), (rows + 1, False)):
+        full = state | {name: state[name].new_zeros(more, *state[name].shape[1:])}
+        if taken:
+            PublishedStar(SMALL).load_state_dict(full)
+        else:
+            with pytest.raises(ValueError, match=name):
+                memory.load_state_dict(full)
+
+
 @pytest.mark.parametrize(
     ("tokens", "times", "contexts"),
     [

@@ -311,7 +311,7 @@ class PublishedStar(Memory):
         times = [float(time) for time in times]
         self._check(tokens, times, list(contexts))
         config, old, ratio = self.config, self._star, self.config.update_ratio
-        frames = spatial_pool(tokens, config.side).to(config.dtype, copy=True)
+        frames = spatial_pool(tokens, config.side).to(config.dtype)
         room = config.long_slots - len(self._first_frames)
         first = torch.cat([self._first_frames, frames[:room]]) if room else self._first_frames
         recent = frames[max(0, len(frames) - config.recent) :]
