@@ -146,6 +146,16 @@ def test_frames_are_compared_as_they_lie_on_their_level() -> None:
     assert memory.level_sources == [[4, 5], [0, 2, 3]]
 
 
+def test_frames_that_enter_coarse_are_compared_as_they_were_pooled() -> None:
+    """Three cells become two that share the middle, which so counts more than twice as much."""
+    memory = PublishedPyramid(PublishedPyramidConfig(3, (2, 3), (9, 4), (100, 1)))
+    for number, (border, middle) in enumerate([(Z, X), (Z, X), (Z, Y), (X, Y), (X, Z)]):
+        tokens = torch.tensor(border).repeat(9, 1)
+        tokens[4] = 5 * torch.tensor(middle)
+        memory.write(tokens, time=float(number))
+    assert memory.level_sources == [[0], [1, 3, 4]]
+
+
 def test_a_frame_smaller_than_any_level_stays_one_token() -> None:
     memory = PublishedPyramid(SMALL)
     for number in range(40):

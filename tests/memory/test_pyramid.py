@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from vismem.memory.base import Recall
 from vismem.memory.published.pyramid import PublishedPyramid, PublishedPyramidConfig
-from vismem.memory.pyramid import OVERHEAD, PyramidConfig, PyramidMemory
+from vismem.memory.pyramid import OVERHEAD, PyramidConfig, PyramidMemory, _Entry
 from vismem.memory.slots import pool_grid
 from vismem.memory.ward import OVERHEAD as KEPT_OVERHEAD
 
@@ -194,6 +195,59 @@ def test_a_frame_goes_down_to_half_of_its_sides(
     assert first.grid == expected
     pooled = pool_grid(noise(count, WIDTH, seed=1).half(), grid, expected)
     assert torch.equal(first.tokens, pooled)
+
+
+def test_the_sharper_then_heavier_then_earlier_stands_for_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every merge of a long stream with pauses, looked at as it happens."""
+    merged, seen = _Entry.merged, []
+
+    def watched(one: _Entry, other: _Entry, *rest: Any) -> _Entry:
+        both = merged(one, other, *rest)
+        seen.append((one, other, both))
+        return both
+
+    monkeypatch.setattr(_Entry, "merged", watched)
+    bank = TestPyramidMemory()
+    memory = bank.make(4_000)
+    for number in range(300):
+        given = bank.observation(number)
+        memory.write(**given | {"time": given["time"] + 20.0 * (number // 30)})
+    for one, other, both in seen:
+        assert 2 in (one.level, other.level)
+        best = min(one, other, key=lambda e: (e.level, -e.weight, e.kept.source))
+        assert (both.level, both.kept.source, both.kept.note) == (
+            best.level,
+            best.kept.source,
+            best.kept.note,
+        )
+        if one.level != other.level:
+            assert both.kept.tokens is best.kept.tokens
+        assert both.weight == one.weight + other.weight
+        assert (both.first, both.last) == (
+            min(one.first, other.first),
+            max(one.last, other.last),
+        )
+        runs = sorted([(one.kept.start, one.kept.end), (other.kept.start, other.kept.end)])
+        joined = runs[1][0] - runs[0][1] <= memory.config.max_gap
+        whole = runs[0][0], max(runs[0][1], runs[1][1])
+        expected = whole if joined else (best.kept.start, best.kept.end)
+        assert (both.kept.start, both.kept.end) == expected
+    assert {one.level == other.level for one, other, _ in seen} == {True, False}
+    gaps = [abs(one.kept.time - other.kept.time) > 5.0 for one, other, _ in seen]
+    assert any(gaps) and not all(gaps)
+
+
+def test_the_newest_is_coarsened_before_it_is_merged() -> None:
+    memory = write(make(FRAME + 100), [X, Y])
+    assert [slot.grid for slot in memory.snapshot().slots()] == [(1, 1), (2, 2)]
+
+
+def test_what_was_merged_is_not_recent() -> None:
+    memory = write(make(QUARTER), [X, Y])
+    (slot,) = memory.snapshot().slots()
+    assert (slot.weight, slot.level) == (2, "level 2")
 
 
 # ---------------------------------------------------------------------------- what always holds
