@@ -74,7 +74,8 @@ QUICK = Settings(
     period=6.0, day_period=150.0,
 )  # fmt: skip
 FULL = Settings(
-    seeds=5, sizes=(256, 1024, 4096, 8192), published_sizes=(256, 1024), events=30, period=1.0, day_period=5.0
+    seeds=5, sizes=(256, 1024, 4096, 8192), published_sizes=(256, 1024), events=30,
+    period=1.0, day_period=5.0,
 )  # fmt: skip
 
 

@@ -186,6 +186,8 @@ def test_an_event_is_shown_at_its_times_and_never_else(stream) -> None:
     assert (np.diff(stream.times) > 0).all() and len(stream.events) == 11  # shares of 12
     for event in stream.events:
         assert stream.times[stream.shown == event.scene].tolist() == event.times.tolist()
+        others = stream.times[stream.shown != event.scene]
+        assert np.abs(others[:, None] - event.times).min() >= 1
     background = stream.times[stream.shown < 4]
     assert (stream.shown[stream.shown < 4] == (background // 60).astype(int) % 4).all()
     assert stream.scenes == 4 + 11
@@ -371,6 +373,26 @@ def test_views_are_encoded_once(bench, tmp_path: Path, photographs) -> None:
     studio.scene("b", photographs[1], panned)
     assert calls == [3, 3]
     assert not bench.scenes.apart(first, [first])
+
+
+def test_scenes_are_apart_only_if_twice_their_radius_is(bench) -> None:
+    def at(place: float):
+        views = place + torch.tensor([0.0, 1.0, -1.0])[:, None, None]
+        return bench.scenes.Scene("", None, views, torch.zeros(3, E))
+
+    assert at(0).radius == 1
+    # The nearest views are two nearer than the middles.
+    assert bench.scenes.apart(at(4.2), [at(0)]) and not bench.scenes.apart(at(3.9), [at(0)])
+    assert not bench.scenes.apart(at(4.2), [at(-9), at(0), at(19)])
+
+
+def test_published_flash_gives_frames_back_as_they_came(bench) -> None:
+    policy = fill(bench.banks.Flash(256, D, 0), frames(3))
+    details, synopses = policy.entries()[:3], policy.entries()[3:]
+    for frame, detail, synopsis in zip(frames(3), details, synopses, strict=True):
+        assert torch.equal(detail.tokens, frame.float())
+        pooled = bench.baselines.pool(frame.float(), 2)
+        assert torch.allclose(synopsis.tokens.float(), pooled, atol=1e-2)
 
 
 def test_library_takes_no_scene_twice(bench, tmp_path: Path, photographs, monkeypatch) -> None:
