@@ -239,6 +239,19 @@ def test_the_sharper_then_heavier_then_earlier_stands_for_both(
     assert any(gaps) and not all(gaps)
 
 
+def test_frames_above_the_coarsest_level_are_never_merged_with_each_other() -> None:
+    half = FRAME - 12 * WIDTH * 2  # bytes of a frame on the coarsest of two levels
+    memory = write(make(10 * FRAME, levels=2, shares=(1, 0)), [X, Y, Z])
+    memory.set_budget(FRAME + 2 * half)
+    memory.set_budget(10 * FRAME)
+    write(memory, [Z, Z, Z], 3)  # alike, and sharp
+    memory.set_budget(4 * FRAME + 2 * half - 1)
+    assert [(s.source, s.weight) for s in memory.snapshot().slots()] == [
+        (0, 2),
+        *((number, 1) for number in range(2, 6)),
+    ]
+
+
 def test_the_newest_is_coarsened_before_it_is_merged() -> None:
     memory = write(make(FRAME + 100), [X, Y])
     assert [slot.grid for slot in memory.snapshot().slots()] == [(1, 1), (2, 2)]
