@@ -86,9 +86,9 @@ class TestFlashMemory(MemoryContract):
             [
                 {},
                 {"synopsis": (1, 1), "mass_limit": 1.0},
-                {"synopsis": (3, 3), "key_cells": 2, "mass_limit": math.inf},
+                {"synopsis": (3, 3), "gist": (2, 2), "mass_limit": math.inf},
                 {"synopsis": (1, 7), "recent": 0, "detail": 0.0},
-                {"synopsis": (5, 1), "key_cells": 1, "recent": 1, "detail": 1.0, "max_slots": 6},
+                {"synopsis": (5, 1), "coarse": 1.0, "recent": 1, "detail": 1.0, "max_slots": 6},
             ]
         ),
         seed=st.integers(0, 9),
@@ -125,6 +125,7 @@ class TestFlashMemory(MemoryContract):
 
     def check_books(self, memory: FlashMemory, alive: dict[int, Observation], lost: bool) -> None:
         assert memory.nbytes <= memory.budget.bytes
+        assert memory._recent_bytes == sum(held.nbytes for held in memory._recent)
         slots = memory.snapshot().slots()
         assert [s.time for s in slots] == sorted(s.time for s in slots)
         numbers = [n for slot in slots for n in members(slot.note)]
@@ -260,7 +261,7 @@ class TestFlashMemory(MemoryContract):
             used.load_state_dict(copied(state))
             assert same(used.state_dict(), state)
 
-    @pytest.mark.parametrize("sizes", [{"mass_limit": 1.0}, {"key_cells": 1}])
+    @pytest.mark.parametrize("sizes", [{"mass_limit": 1.0}, {"gist": (2, 1)}])
     def test_costs_of_another_rule_are_refused(self, sizes: dict[str, Any]) -> None:
         state = self.write(self.make(self.small), range(50)).state_dict()
         other = self.bank(self.small, **sizes)
@@ -362,6 +363,9 @@ class TestFlashMemory(MemoryContract):
         count = len(memory.snapshot().slots())
         assert memory.forget(-math.inf, math.inf) == count
         assert memory.oldest == math.inf and memory.read().tokens.shape == (0, DIM)
+        again = self.make(self.small)
+        again.load_state_dict(copied(memory.state_dict()))
+        assert memory.nbytes == again.nbytes  # the bytes of recent frames are given back, too
         with pytest.raises(ValueError, match="time went backwards"):
             memory.write(**self.observation(3))  # what was seen is forgotten, not the clock
         self.write(memory, range(120, 130))
@@ -416,7 +420,7 @@ class TestFlashMemory(MemoryContract):
             {"token_dim": 0},
             {"max_tokens": 0},
             {"synopsis": (0, 2)},
-            {"key_cells": 0},
+            {"gist": (1, 0)},
             {"recent": -1},
             {"detail": 1.1},
             {"detail": -0.1},
