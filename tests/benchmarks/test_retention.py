@@ -383,7 +383,7 @@ def test_scenes_are_apart_only_if_twice_their_radius_is(bench) -> None:
     assert at(0).radius == 1
     # The nearest views are two nearer than the middles.
     assert bench.scenes.apart(at(4.2), [at(0)]) and not bench.scenes.apart(at(3.9), [at(0)])
-    assert not bench.scenes.apart(at(4.2), [at(-9), at(0), at(19)])
+    assert not bench.scenes.apart(at(3.9), [at(-9), at(0), at(19)])
 
 
 def test_published_flash_gives_frames_back_as_they_came(bench) -> None:
