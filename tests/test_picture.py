@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from vismem.timeline import Axis
 
 NOTHING = torch.empty(0, dtype=torch.float16)
 LEFT, RIGHT = picture.MARGIN + picture.INSET, picture.WIDTH - picture.MARGIN - picture.INSET
-LEVELS = ("recent", "detail", "synopsis", "fine", "middle", "coarse", "level 1", "level 2")
+LEVELS = ("recent", "detail", "synopsis", "gist", "fine", "middle", "coarse", "level 1", "level 2")
 
 
 def slot(
@@ -50,7 +51,7 @@ def held(
     return Held(slots, lambda _: thumbnail, lambda _: label, moments)
 
 
-def page_of(*streams: Held, **facts: object) -> Image.Image:
+def page_of(*streams: Held, **facts: Any) -> Image.Image:
     given: Mapping[str, Held] = {f"camera {n}": one for n, one in enumerate(streams)}
     return draw(given, **{"title": "clip.mem", "nbytes": 10, "budget": 100, **facts})
 
@@ -70,6 +71,20 @@ def strip_top(image: Image.Image) -> int:
 
 def share_of(image: Image.Image, color: tuple[int, int, int]) -> int:
     return int((pixels(image) == color).all(-1).sum())
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is written on a page, as it was before it was cut."""
+    words: list[str] = []
+    write = Page.text
+
+    def text(page: Page, x: float, y: float, text: str, *look: Any, **more: Any) -> float:
+        words.append(text)
+        return write(page, x, y, text, *look, **more)
+
+    monkeypatch.setattr(Page, "text", text)
+    return words
 
 
 class TestPage:
@@ -94,14 +109,12 @@ class TestPage:
     def test_the_bar_is_as_long_as_the_budget_is_used(self, used: float):
         image = pixels(page_of(nbytes=int(used * 1000), budget=1000))
         bar = image[picture.MARGIN + 102 + 16, picture.WIDTH - picture.MARGIN - 460 :]
-        bar = bar[:460]
         filled = (bar == picture.INK).all(-1).sum()
         assert filled == pytest.approx(460 * min(used, 1), abs=2)
 
     def test_a_trace_of_the_budget_is_seen(self):
-        assert (
-            page_of(nbytes=1, budget=10**9).tobytes() != page_of(nbytes=0, budget=10**9).tobytes()
-        )
+        image = page_of(nbytes=1, budget=10**9)
+        assert (pixels(image)[picture.MARGIN + 102 + 16] == picture.INK).all(-1).sum() >= 6
 
     def test_nothing_sticks_out(self):
         many = [slot(float(n), n + 1, f"a level of a long name {n}") for n in range(9)]
@@ -125,8 +138,8 @@ class TestSlots:
     def test_every_level_has_its_colour_where_its_slot_is(self):
         times = [10.0 * n for n in range(len(LEVELS))]
         slots = [slot(t, level=level) for t, level in zip(times, LEVELS, strict=True)]
-        image = page_of(held(slots, [(0.0, 70.0, 8)]))
-        axis, row = Axis(0.0, 70.0, LEFT, RIGHT), strip_top(image) - 12 - 13
+        image = page_of(held(slots, [(0.0, 80.0, 8)]))
+        axis, row = Axis(0.0, 80.0, LEFT, RIGHT), strip_top(image) - 12 - 13
         colors = level_colors(LEVELS)
         assert len(set(colors.values())) == len(LEVELS)
         for level, at in zip(LEVELS, times, strict=True):
@@ -160,14 +173,13 @@ class TestSlots:
         areas = [area(weight) for weight in (1, 10, 100, 1000)]
         assert all(b > a + 20 for a, b in itertools.pairwise(areas))
 
-    def test_what_finds_no_place_is_counted(self, monkeypatch: pytest.MonkeyPatch):
-        written: list[str] = []
-        text = Page.text
-        monkeypatch.setattr(
-            Page,
-            "text",
-            lambda page, x, y, t, *a, **k: (written.append(t), text(page, x, y, t, *a, **k))[1],
-        )
+    def test_a_line_joins_a_thumbnail_with_its_dot(self):
+        image = page_of(held([slot(0.0), slot(60.0, 9, seen=(20.0, 100.0))], [(0.0, 100.0, 1)]))
+        axis, above = Axis(0.0, 100.0, LEFT, RIGHT), strip_top(image) - 12 - 26 - 3
+        leaders = (pixels(image)[above] == picture.FAINT).all(-1)
+        assert np.flatnonzero(leaders) == pytest.approx([axis(0.0), axis(60.0)], abs=1)
+
+    def test_what_finds_no_place_is_counted(self, written: list[str]):
         crowd = [slot(50.0, seen=(0.0, 100.0)) for _ in range(50)]
         page_of(held(crowd))
         lanes = picture.LANES // picture.PITCHES[-1]
@@ -175,7 +187,6 @@ class TestSlots:
         written.clear()
         page_of(held(crowd[:lanes]))
         assert not any("not drawn" in words for words in written)
-        assert {"50", "42 slots", "FRAMES"} & set(written) == {"FRAMES"}
         assert {"42", "42 slots · 0 moments · 42 frames"} <= set(written)
 
     def test_the_picture_of_two_thousand_slots_is_no_higher(self):
@@ -214,6 +225,7 @@ class TestThumbnails:
         there = (np.abs(image - (250, 0, 250)) < 12).all(-1)
         rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
         height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert columns.mean() == pytest.approx((LEFT + RIGHT) / 2, abs=2)
         assert height <= picture.TILE_HEIGHT
         assert width <= picture.TILE
         assert height == picture.TILE_HEIGHT or width == picture.TILE
@@ -272,7 +284,8 @@ class TestWords:
     def test_a_text_keeps_to_its_room(self, room: int):
         page = Page(400, (255, 255, 255))
         wide = page.text(0, 20, "what a long and winding text", 14, (0, 0, 0), room=room)
-        assert wide <= max(room, 10)
+        whole = page.text(0, 60, "what a long and winding text", 14, (0, 0, 0))
+        assert min(0.8 * room - 3, whole) <= wide <= max(room, 10)
         page.bottom = 30
         assert (pixels(page.render())[:, int(max(room, 10)) + 2 :] == 255).all()
 
@@ -310,13 +323,11 @@ class TestWords:
     def test_sizes(self, nbytes: int, words: str):
         assert picture._size(nbytes) == words
 
-    def test_times_on_the_axis(self, monkeypatch: pytest.MonkeyPatch):
+    def test_times_on_the_axis(self, written: list[str]):
         def told(start: float, end: float) -> list[str]:
-            page = Page(1600, picture.PAPER)
-            words: list[str] = []
-            monkeypatch.setattr(page, "text", lambda x, y, text, *a, **k: words.append(text))
-            picture._tick_texts(page, Axis(start, end, 0, 1000), 0)
-            return words
+            written.clear()
+            picture._tick_texts(Page(1600, picture.PAPER), Axis(start, end, 0, 1000), 0)
+            return list(written)
 
         assert told(0, 46)[:2] == ["0:00", "0:10"]
         assert told(-0.5, 0.5) == ["-0:00.4", "-0:00.2", "0:00.0", "0:00.2", "0:00.4"]
@@ -335,9 +346,12 @@ class TestExtremes:
     def test_a_stream_of_nothing(self):
         assert page_of(held()).height < page_of(held([slot(1.0)])).height
 
-    def test_a_stream_of_nothing_does_not_part_the_others(self):
-        late = held([slot(1.7e9), slot(1.7e9 + 60)])
-        assert page_of(late, held()).tobytes() != page_of(held(), late).tobytes()
+    def test_a_stream_of_nothing_does_not_part_the_others(self, written: list[str]):
+        page_of(held([slot(1.7e9), slot(1.7e9 + 60)]), held())
+        assert "SPAN" in written
+        written.clear()
+        page_of(held([slot(1.7e9), slot(1.7e9 + 60)]), held([slot(0.0), slot(9.0)]))
+        assert {"LONGEST SPAN", "1 min"} <= set(written)
 
     def test_moments_alone(self):
         image = page_of(held(moments=[(3.0 * n, 3.0 * n + 2.5, 5) for n in range(16)]))

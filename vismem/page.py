@@ -42,8 +42,8 @@ class Page:
         self._pictures: list[tuple[Image.Image, tuple[int, int]]] = []
 
     def line(self, points: Sequence[tuple[float, float]], color: Color) -> None:
-        """Draw a line of one pixel through points."""
-        scaled = [(x * SUPERSAMPLED, y * SUPERSAMPLED) for x, y in points]
+        """Draw a line of one pixel through points, on whole pixels so that it is crisp."""
+        scaled = [(round(x) * SUPERSAMPLED, round(y) * SUPERSAMPLED) for x, y in points]
         self._shapes.append(lambda pen: pen.line(scaled, color, SUPERSAMPLED, "curve"))
 
     def box(

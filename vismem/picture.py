@@ -28,8 +28,13 @@ WIDTH, MARGIN, INSET = 1600, 56, 40  # of the page, around it, and around what a
 PAPER, CARD, HAIRLINE, BLANK = (250, 248, 244), (255, 255, 255), (232, 229, 222), (242, 240, 236)
 INK, GREY, FAINT = (35, 46, 58), (108, 120, 132), (190, 195, 200)
 MOMENTS = ((150, 160, 170), (190, 197, 204))  # in turn, so that neighbours can be told apart
-KNOWN = {"recent": (226, 122, 58), "detail": (38, 104, 148), "synopsis": (122, 158, 118)}
-OTHERS = (
+KNOWN = {  # levels from sharp to coarse
+    "recent": (226, 122, 58),
+    "detail": (38, 104, 148),
+    "synopsis": (122, 158, 118),
+    "gist": (190, 168, 128),
+}
+OTHERS = (  # for levels of other names
     *((38, 140, 132), (168, 84, 140), (198, 158, 44), (100, 104, 184)),
     *((168, 86, 78), (92, 152, 206), (130, 110, 88)),
 )
