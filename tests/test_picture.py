@@ -158,7 +158,7 @@ class TestSlots:
         image = page_of(held([slot(50.0, seen=(0.0, 100.0), run=(40.0, 70.0))], [(0.0, 100.0, 1)]))
         axis, row = Axis(0.0, 100.0, LEFT, RIGHT), strip_top(image) - 12 - 13
         color = level_colors(["detail"])["detail"]
-        thin, thick = picture._tint(color, 0.35), picture._tint(color, 0.6)
+        thin, thick = picture._tint(color, 0.45), picture._tint(color, 0.6)
         at = {s: image.getpixel((round(axis(s)), row)) for s in (1, 38, 42, 50, 68, 72, 99)}
         assert at == {1: thin, 38: thin, 42: thick, 50: color, 68: thick, 72: thin, 99: thin}
         beside = [image.getpixel((round(axis(s)), row - 4)) for s in (38, 42)]

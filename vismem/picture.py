@@ -219,7 +219,7 @@ def _radius(heaviest: int, pitch: float) -> Callable[[Slot], float]:
 def _mark(page: Page, slot: Slot, axis: Axis, y: float, radius: float, color: Color) -> None:
     """A slot over time: when it was seen at all, the run of its picture, and its picture."""
     thin, thick = max(0.75, radius / 7), radius * 0.5
-    page.box(axis(slot.first), y - thin, axis(slot.last), y + thin, _tint(color, 0.35))
+    page.box(axis(slot.first), y - thin, axis(slot.last), y + thin, _tint(color, 0.45))
     page.box(axis(slot.start), y - thick, axis(slot.end), y + thick, _tint(color, 0.6), thick)
     page.dot(axis(slot.time), y, radius + 1, CARD)
     page.dot(axis(slot.time), y, radius, color)
@@ -311,7 +311,7 @@ def _legend(page: Page, streams: Mapping[str, Held], colors: Mapping[str, Color]
         x = entry(12, level, f"{levels[level]:,}")
     if colors:
         x, y = float(MARGIN), y + 30
-        page.box(x, y - 1, x + 44, y + 1, _tint(sign, 0.35))
+        page.box(x, y - 1, x + 44, y + 1, _tint(sign, 0.45))
         x = entry(44, "scene, first to last seen")
         page.box(x, y - 4, x + 44, y + 4, _tint(sign, 0.6), 4)
         x = entry(44, "in view around its picture")
