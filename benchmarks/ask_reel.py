@@ -58,14 +58,17 @@ def baselines(questions: Sequence[Sequence[Span]], moments: Sequence[Span]) -> d
 
     Args:
         questions: The spans of each question.
-        moments: All moments of the memory, in seconds.
+        moments: All moments of the memory, in seconds; none if there was no room for any.
     """
-    whole = (min(start for start, _ in moments), max(end for _, end in moments))
+    whole = (
+        min((start for start, _ in moments), default=math.nan),  # never right
+        max((end for _, end in moments), default=math.nan),
+    )
     at_random = sum(is_right(moment, spans) for moment in moments for spans in questions)
     return {
         "always abstain": sum(is_right(None, spans) for spans in questions),
         "always the whole clip": sum(is_right(whole, spans) for spans in questions),
-        "a random moment, expected": at_random / len(moments),
+        "a random moment, expected": at_random / max(len(moments), 1),
     }
 
 
@@ -113,16 +116,21 @@ class Remembering:
         return [self._known[key] for key in keys]
 
 
-def frames(video: Path, fps: float, loop: float) -> Iterator[Frame]:
-    """The frames of a video, over and over until it has played for `loop` seconds."""
+def frames(video: Path, fps: float, loop: float) -> Iterator[tuple[float, Frame]]:
+    """The frames of a video, over and over until it has played for `loop` seconds.
+
+    Yields:
+        When its turn began, in seconds, and a frame with its time since the first turn began.
+    """
     start = 0.0
     while start == 0.0 or start < loop:
         last = start
         with open_stream(video, fps=fps) as stream:
             for frame in stream:
                 last = start + frame.timestamp
-                yield replace(frame, timestamp=last)
-            start += stream.duration or last - start + 1 / fps
+                yield start, replace(frame, timestamp=last)
+            # Its length may be the time of its last frame, which is shown for a while as well.
+            start = max(start + (stream.duration or 0.0), last + 1 / fps)
 
 
 def run(
@@ -137,15 +145,13 @@ def run(
 ) -> dict[str, Any]:
     """Remember a reel, and ask everything."""
     video, questions = read_questions(reel)
-    with open_stream(video, fps=fps) as stream:
-        length = stream.duration or loop
-    turns = range(math.ceil(loop / length) if loop else 1)
-    rows = []
+    rows, turns = [], {0.0}
     with VisualMemory(budget, policy=policy, encoder=encoder) as memory:
-        for frame in frames(video, fps, loop):
+        for start, frame in frames(video, fps, loop):
+            turns.add(start)
             memory.write(frame)
         for question in questions:
-            spans = [(a + n * length, b + n * length) for n in turns for a, b in question["spans"]]
+            spans = [(a + t, b + t) for t in sorted(turns) for a, b in question["spans"]]
             answer = memory.ask(question["ask"], threshold=threshold)
             best = None if answer.abstained else answer.moments[0]
             moment = (best.start, best.end) if best else None

@@ -450,8 +450,9 @@ class VisualMemory:
                     s.forget(start, end) for s in self._streams.values() if stream in (None, s.name)
                 )
             self.stats.forgotten += gone
-            # The log may hold frames of the span whose moment was given up before.
-            if self._store and (gone or self._store.records):
+            # Also where nothing counts as gone: the log may hold frames of the span whose moment
+            # was given up before, and a bank what it sums up of all frames.
+            if self._store:
                 self._commit()
         return gone
 
@@ -521,14 +522,15 @@ class VisualMemory:
             ...     [(time, len(tokens)) for time, _, tokens in memory.recall("a dog").frames()]
             [(2.5, 15)]
         """
-        views = self.visual()
-        if not views and self._streams:
+        if self.policy == "moments":
             raise UsageError("this memory keeps no visual tokens; make it with policy='flash'")
-        if len(views) != 1 and stream not in views:
+        views = self.visual()
+        if stream is None and len(views) == 1:
+            (stream,) = views
+        if stream not in views:
             raise UsageError(f"name one of the streams: {', '.join(views) or 'none yet'}")
-        view = views[stream] if stream is not None else next(iter(views.values()))
         query = self.encoder.query(question).vector if question else None
-        return view.read(query, tokens=tokens, before=before)
+        return views[stream].read(query, tokens=tokens, before=before)
 
     def ask(self, question: str, *, wait: bool = True, threshold: float = THRESHOLD) -> Answer:
         """Answer a question from what was seen.
@@ -545,10 +547,9 @@ class VisualMemory:
         """
         if wait and not self._read_only:
             self.flush()
-        snapshots = self.snapshots()
-        scenes = {
-            name: scene_moments(view.slots(), self.sizes) for name, view in self.visual().items()
-        }
+        with self._memory_lock:  # all of the same instant
+            snapshots, views, facts = self.snapshots(), self.visual(), self.describe()
+        scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
         return answer(
             question,
@@ -556,7 +557,7 @@ class VisualMemory:
             self.encoder,
             scenes=scenes,
             threshold=threshold,
-            memory=self.describe(),
+            memory=facts,
             nearest=nearest if self._index else None,
         )
 

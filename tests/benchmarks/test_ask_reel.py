@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 
+from vismem import Frame
+from vismem.encoders.base import Encoder
 from vismem.errors import SourceError
 
 
@@ -103,3 +107,100 @@ def test_runs_a_reel_and_prints_it(
     lines = reel.table(result).splitlines()
     assert [line.split()[0] for line in lines[2:4]] == ["right", "right"]
     assert lines[4] == "2/2 right"
+
+
+# --------------------------------------------------------------------------- a reel in a loop
+
+
+class Film:
+    """Six pictures in three seconds, of which the first is shown again; a cat in the second."""
+
+    def __init__(self, duration: float | None):
+        self.duration = duration
+
+    def __enter__(self) -> Film:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Frame]:
+        for number in range(6):
+            image = np.full((8, 8, 3), 40 * (number % 5), np.uint8)
+            image[0, 0] = (number == 1), 1, 0
+            yield Frame(image, number / 2)
+
+
+@pytest.fixture
+def shown(reel: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable:
+    """Puts a film of some duration in the place of every video."""
+    asked = [{"ask": "a cat", "spans": [[0.5, 0.6]]}, {"ask": "a dog", "spans": []}]
+    text = json.dumps({"video": "clip.mp4", "questions": asked})
+    (tmp_path / "questions.json").write_text(text)
+
+    def show(duration: float | None) -> Path:
+        monkeypatch.setattr(reel, "open_stream", lambda video, fps: Film(duration))
+        return tmp_path
+
+    return show
+
+
+# Files give the time of the last frame, recordings a time behind it, folders may give none.
+@pytest.mark.parametrize(("duration", "turn"), [(2.5, 3.0), (4.0, 4.0), (None, 3.0), (0.0, 3.0)])
+def test_a_loop_tells_true_times(
+    reel: ModuleType, shown: Callable, duration: float | None, turn: float
+) -> None:
+    path = shown(duration) / "clip.mp4"
+    played = [(start, frame.timestamp) for start, frame in reel.frames(path, 2.0, 3 * turn)]
+    one = [number / 2 for number in range(6)]
+    assert played == [(n * turn, n * turn + at) for n in range(3) for at in one]
+    assert [frame.timestamp for _, frame in reel.frames(path, 2.0, 0.0)] == one
+    assert len(list(reel.frames(path, 2.0, 2 * turn + 0.1))) == 18
+
+
+def test_the_spans_of_a_loop_come_again(
+    reel: ModuleType, shown: Callable, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {}
+    real = reel.baselines
+    monkeypatch.setattr(reel, "baselines", lambda q, m: told.update(spans=q) or real(q, m))
+    result = reel.run(shown(2.5), 2.0, 0.3, loop=9.0, policy="flash", encoder=tiny)
+    assert told["spans"] == [[(0.5, 0.6), (3.5, 3.6), (6.5, 6.6)], []]
+    cat, dog = result["questions"]
+    assert dog["right"] and dog["moment"] is None
+    assert result["memory"]["frames"] == 18 and result["memory"]["scenes"] > 0
+    once = reel.run(shown(2.5), 2.0, 0.3, encoder=tiny)
+    assert told["spans"] == [[(0.5, 0.6)], []] and once["memory"]["frames"] == 6
+
+
+def test_a_question_is_right_in_any_turn(
+    reel: ModuleType, shown: Callable, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at, right in ((0.55, True), (3.55, True), (6.55, True), (9.55, False), (2.55, False)):
+        seen = SimpleNamespace(start=at, end=at, score=0.9)
+        reply = SimpleNamespace(abstained=False, moments=(seen,), text="")
+        monkeypatch.setattr(reel.VisualMemory, "ask", lambda *_, reply=reply, **__: reply)
+        result = reel.run(shown(2.5), 2.0, 0.5, loop=9.0, encoder=tiny)
+        assert [row["right"] for row in result["questions"]] == [right, False]
+
+
+def test_no_room_for_any_moment(reel: ModuleType, shown: Callable, tiny: Encoder) -> None:
+    result = reel.run(shown(2.5), 2.0, 0.5, budget="100", encoder=tiny)
+    assert [row["right"] for row in result["questions"]] == [False, True]
+    assert list(result["baselines"].values()) == [1, 0, 0.0]
+
+
+def test_equal_pictures_are_encoded_once(
+    reel: ModuleType, shown: Callable, tiny: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded, real = [], tiny.encode
+    monkeypatch.setattr(tiny, "encode", lambda images: encoded.extend(images) or real(images))
+    careful = reel.Remembering(tiny)
+    assert careful.token_dim == tiny.token_dim and careful.identity == tiny.identity
+    looped = reel.run(shown(2.5), 2.0, 0.5, loop=9.0, encoder=careful)
+    assert len(encoded) == 5 and looped["memory"]["frames"] == 18
+    assert reel.run(shown(2.5), 2.0, 0.5, loop=9.0, encoder=careful) == looped and len(encoded) == 5
+    assert reel.run(shown(2.5), 2.0, 0.5, loop=9.0, encoder=tiny) == looped
+    pictures = [np.full((2, 2, 3), value, np.uint8) for value in (7, 9, 7)]
+    given = careful.encode(pictures)
+    assert given[0] is given[2] and bool((given[0].tokens != given[1].tokens).any())

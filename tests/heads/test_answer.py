@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from vismem.encoders.base import Encoder
 from vismem.encoders.color import COLORS
 from vismem.heads.answer import Answer, Moment, answer, asked_span, clock, find, place_in_picture
 from vismem.memory.episodic import EpisodicConfig, EpisodicMemory, EpisodicSnapshot
+from vismem.memory.moments import Segment
 
 CONFIG = EpisodicConfig(token_dim=4, embedding_dim=6, max_tokens=2, max_labels=4, max_thumbnail=9)
 CAT, DOG, PERSON, RED = 0, 1, 2, 3 + COLORS.index("red")
@@ -459,3 +461,76 @@ def test_every_number_in_the_sentence_is_in_the_evidence(
 def test_times_of_a_camera_are_told_as_dates_and_those_of_a_recording_from_its_start():
     assert re.fullmatch(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d", clock(1_763_700_000.0))
     assert clock(3_723.9) == "1:02:03"
+
+
+# --------------------------------------------------------------------------- scenes of a bank
+
+
+def scenes_of(snapshot: EpisodicSnapshot, **columns: Sequence) -> EpisodicSnapshot:
+    """The same with other columns, in one segment."""
+    pictures = tuple(snapshot.thumbnail(number) for number in range(len(snapshot)))
+    held = {name: snapshot.column(name) for name in CONFIG.columns()}
+    for name, values in columns.items():
+        held[name] = torch.tensor(values, dtype=held[name].dtype)
+    return EpisodicSnapshot([Segment("scenes", held, pictures)], CONFIG)
+
+
+def test_of_two_claims_for_one_time_the_surer_is_told(tiny: Encoder) -> None:
+    weak, sure = film((10, 14, [seen(CAT, 0.6)])), film((12, 15, [seen(CAT, 0.9)]))
+    for moments, scenes in ((weak, sure), (sure, weak)):
+        reply = answer("how many times a cat?", {"a": moments}, tiny, scenes={"a": scenes})
+        assert spans(reply) == [(12.0, 15.0)] and "1 time:" in reply.text
+        assert reply.moments[0].score == answer("a cat", {"a": sure}, tiny).moments[0].score
+
+
+def test_claims_for_times_apart_or_of_other_streams_are_both_told(tiny: Encoder) -> None:
+    first, then = film((10, 14, [seen(CAT, 0.6)])), film((14.5, 16, [seen(CAT, 0.9)]))
+    reply = answer("a cat", {"a": first}, tiny, scenes={"a": then})
+    assert spans(reply) == [(14.5, 16.0), (10.0, 14.0)]
+    reply = answer("a cat", {"a": first, "b": film()}, tiny, scenes={"b": first})
+    assert [moment.stream for moment in reply.moments] == ["a", "b"]
+    touching = film((14, 16, [seen(CAT, 0.9)]))
+    assert spans(answer("a cat", {"a": first}, tiny, scenes={"a": touching})) == [(14.0, 16.0)]
+
+
+def test_evidence_of_another_visit_is_told_at_its_instant(tiny: Encoder) -> None:
+    """Its picture and pose are of the visit that lent them, the box is that of the evidence."""
+    plain = film((10, 14, [seen(CAT, 0.9, count=2)]), pose=True)
+    (own,) = answer("a cat", {"a": film()}, tiny, scenes={"a": plain}).moments
+    assert (own.start, own.end) == (10.0, 14.0) and own.thumbnail and own.pose is not None
+    other = scenes_of(plain, label_time=[[95.5] * 4])
+    (told,) = answer("a cat", {"a": film()}, tiny, scenes={"a": other}).moments
+    assert told == replace(own, start=95.5, end=95.5, time=95.5, pose=None, thumbnail=b"")
+    assert told.box == LEFT and told.count == 2
+
+
+def test_no_instant_outside_of_the_span_that_is_asked_for(tiny: Encoder) -> None:
+    other = scenes_of(film((10, 14, [seen(CAT, 0.9)])), label_time=[[95.5] * 4])
+    for question, told in (("a cat", 1), ("a cat between 8 and 20", 0), ("a cat after 12", 1)):
+        reply = answer(question, {"a": film()}, tiny, scenes={"a": other})
+        assert len(reply.moments) == told and reply.abstained == (not told)
+
+
+def test_the_newest_may_be_a_scene(tiny: Encoder) -> None:
+    """Where the budget has no room for a moment, the last seconds are still the last."""
+    both = film((10, 14, [seen(CAT, 0.9)]), (80, 84, [seen(DOG, 0.9)]))
+    assert answer("a cat in the last 15 seconds", {"a": film()}, tiny, scenes={"a": both}).abstained
+    reply = answer("a dog in the last 15 seconds", {"a": film()}, tiny, scenes={"a": both})
+    assert spans(reply) == [(80.0, 84.0)]
+
+
+def test_scenes_told_as_one_begin_with_the_first_of_them(tiny: Encoder) -> None:
+    """They come by the time of their representatives, not by their starts."""
+    pair = film((10, 12, [seen(CAT, 0.7)]), (13, 14, [seen(CAT, 0.9)]))
+    alike = scenes_of(pair, start=[10.0, 4.0], embedding=torch.eye(6)[[0, 0]].tolist())
+    (told,) = answer("a cat", {"a": film()}, tiny, scenes={"a": alike}).moments
+    assert (told.start, told.end) == (4.0, 14.0) and told.thumbnail == bytes([1])
+
+
+def test_an_absent_thing_is_not_claimed_because_of_scenes(day: EpisodicSnapshot, tiny: Encoder):
+    assert answer("people", {"a": film()}, tiny, scenes={"a": film((0, 9, [seen(CAT)]))}).abstained
+    assert answer(
+        "a cat", {"a": film()}, tiny, scenes={"a": film((0, 9, [seen(CAT, 0.2)]))}
+    ).abstained
+    with_scenes = answer("a dog", {"a": day}, tiny, scenes={"a": day})
+    assert spans(with_scenes) == spans(answer("a dog", {"a": day}, tiny))

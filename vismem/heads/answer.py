@@ -221,7 +221,7 @@ def find(
         pose = columns["pose"][place]
         found.append(
             Moment(
-                start=float(starts[run[0]]),
+                start=float(starts[run].min()),
                 end=float(ends[run].max()),
                 score=float(scores[best]),
                 label=names[int(columns["label"][place, row])] if row >= 0 else query.text,
@@ -250,10 +250,13 @@ def either(moments: Sequence[Moment], scenes: Sequence[Moment]) -> list[Moment]:
 
 
 def _at_its_time(moment: Moment) -> Moment:
-    """A scene comes back; where its evidence is of another visit, tell that instant alone."""
+    """A scene comes back; where its evidence is of another visit, tell that instant alone.
+
+    Picture and pose are of the visit that lent them.
+    """
     if moment.start <= moment.time <= moment.end:
         return moment
-    return replace(moment, start=moment.time, end=moment.time, thumbnail=b"")
+    return replace(moment, start=moment.time, end=moment.time, pose=None, thumbnail=b"")
 
 
 # --------------------------------------------------------------------------- questions
@@ -409,7 +412,8 @@ def answer(
     if not question.strip():
         raise ValueError('ask something, for example "when does the dog appear?"')
     facts = dict(memory or {})
-    newest = max((float(s.column("end").max()) for s in snapshots.values() if len(s)), default=0.0)
+    held = [s for s in (*snapshots.values(), *(scenes or {}).values()) if len(s)]
+    newest = max((float(s.column("end").max()) for s in held), default=0.0)
     span = asked_span(question, newest)
     query = encoder.query(question)
     if not query.terms and _SUMMARY.search(question.lower()):
@@ -432,7 +436,8 @@ def answer(
         )
     for stream, snapshot in (scenes or {}).items():
         seen = find(snapshot, query, encoder, stream=stream, threshold=threshold, span=span)
-        found = either(found, [_at_its_time(moment) for moment in seen])
+        told = [_at_its_time(moment) for moment in seen]
+        found = either(found, [m for m in told if m.end >= span[0] and m.start <= span[1]])
     found.sort(key=lambda m: -m.score)
     things = _things(query.terms) or f'"{question.strip()}"'
     if not found:
