@@ -59,7 +59,7 @@ class TestStarMemory(test_flash.TestFlashMemory):
         assert len(memory.abstract) == 0
 
     def test_what_was_dropped_is_forgotten_of_the_abstract_memory_too(self) -> None:
-        memory = self.bank(600, embedding_dim=0, max_tokens=64, synopsis=(8, 8))
+        memory = self.bank(600, embedding_dim=0, max_tokens=64, gist=(8, 8))
         assert memory.write(noise(64, DIM, seed=1), 0.0).dropped == 1
         assert len(memory.abstract) == 1
         assert memory.forget(0.0, 0.0) == 0
@@ -183,7 +183,7 @@ def test_star_keeps_the_heaviest_scenes_sharp_and_flash_the_most_different() -> 
         sizes = {"detail": 0.1, "recent": 0, "max_slots": 18, "abstract": 0}
         if config is FlashConfig:
             del sizes["abstract"]
-        memory = cls(config(token_dim=8, max_tokens=16, synopsis=(1, 1), **sizes), 6000)
+        memory = cls(config(token_dim=8, max_tokens=16, synopsis=(1, 1), **sizes), 4600)
         seconds = 0
         for place, frames in [(n, 30) for n in range(6)] + [(n, 1) for n in range(6, 18)]:
             base = noise(8, seed=place) * (1.0 if place < 6 else 6.0)

@@ -6,8 +6,9 @@ a random start, keeps all frames ever seen to search them for details, and loses
 merges as frames come (see `vismem.memory.ward`), keeps each scene's sharpest frame with the scene,
 and every time is true. The published rule is `vismem.memory.published.flash`.
 
-One number, the budget, sets everything. Details fill what the synopses leave; as more scenes are
-seen, details that are most like another give way, down to a floor; then scenes are merged.
+One number, the budget, sets everything. While there is room, every scene has its sharp frame and
+its synopsis. As more scenes are seen, first details and then synopses of those that are most like
+another give way, each down to a floor, and a gist of one token is left; then scenes are merged.
 
 Source: Zhang et al., "Flash-VStream: Efficient Real-Time Understanding for Long Video Streams",
 ICCV 2025 (https://arxiv.org/abs/2506.23825).
@@ -34,7 +35,8 @@ from vismem.memory.ward import (
 
 __all__ = ["FlashConfig", "FlashMemory"]
 
-RECENT_SHARE = 0.25  # of the budget at most, for the newest frames
+RECENT_SHARE = 0.125  # of the budget at most, for the newest frames
+GROWTH = 0.25  # of the room for scenes comes to it at once, while the budget has some
 SPARSE = 1.5  # room for so many times the clusters is given back when bytes are short
 
 
@@ -47,35 +49,37 @@ class FlashConfig:
         max_tokens: The most tokens that a frame may have.
         embedding_dim: Width ``E`` of the embeddings that queries are compared with; 0 for none.
         synopsis: Rows and columns of a synopsis; half of the frame's sides as published.
-        recent: Newest frames that are kept whole, as far as a quarter of the budget allows.
-        detail: Share of the budget below which details give no more way to synopses.
+        recent: Newest frames that are kept whole, as far as an eighth of the budget allows.
+        gist: Rows and columns of what is left of a scene in the end, and scenes are compared by.
+        detail: Share of the budget below which details give no more way to other scenes.
+        coarse: Share of the budget below which synopses give no more way to other scenes.
         max_note: The most bytes that a note may have.
         mass_limit: What the mass of a scene tends to as it is seen longer; see `WardClusters`.
-        key_cells: Scenes are compared by means of about this many cells.
         max_gap: Seconds without a frame that end the run of a scene.
-        max_slots: The most scenes; beyond it, budget goes into details.
+        max_slots: The most scenes; beyond it, budget goes into synopses and details.
     """
 
     token_dim: int
     max_tokens: int = 16
     embedding_dim: int = 0
     synopsis: tuple[int, int] = (2, 2)
+    gist: tuple[int, int] = (1, 1)
     recent: int = 4
-    detail: float = 1 / 3
+    detail: float = 1 / 16
+    coarse: float = 1 / 16
     max_note: int = 0
     mass_limit: float = 4.0
-    key_cells: int = 16
     max_gap: float = 5.0
-    max_slots: int = 2048
+    max_slots: int = 4096
 
     def __post_init__(self) -> None:
-        sizes = (self.token_dim, self.max_tokens, *self.synopsis, self.key_cells)
+        sizes = (self.token_dim, self.max_tokens, *self.synopsis, *self.gist)
         if min(sizes) < 1 or min(self.embedding_dim, self.recent, self.max_note) < 0:
             raise ValueError(f"sizes must be positive: {self}")
-        if not 0 <= self.detail <= 1 or not self.mass_limit >= 1 or self.max_slots < 2:
-            raise ValueError(
-                f"detail is a share, mass_limit at least 1 and max_slots at least 2: {self}"
-            )
+        if not (0 <= self.detail <= 1 and 0 <= self.coarse <= 1):
+            raise ValueError(f"detail and coarse are shares: {self}")
+        if not self.mass_limit >= 1 or self.max_slots < 2:
+            raise ValueError(f"mass_limit is at least 1 and max_slots at least 2: {self}")
 
 
 class FlashMemory(SlotMemory):
@@ -108,9 +112,9 @@ class FlashMemory(SlotMemory):
         self.budget = Budget.parse(budget)
         self._past = WardClusters(
             config.synopsis,
+            config.gist,
             config.token_dim,
             mass_limit=config.mass_limit,
-            key_cells=config.key_cells,
             max_gap=config.max_gap,
             join_notes=join_notes,
         )
@@ -123,6 +127,8 @@ class FlashMemory(SlotMemory):
         self._recent_bytes = 0
         self._writes = 0
         self._last = -math.inf
+
+    _lightest = False  # whether the lightest scenes are blurred first, or those most like another
 
     @property
     def nbytes(self) -> int:
@@ -218,13 +224,19 @@ class FlashMemory(SlotMemory):
                 dropped += 1
         past = self._past
         while self.nbytes > self.budget.bytes:
-            if past.detail_bytes > self._floor or (len(past) == 1 and past.detail_bytes):
-                self._blur()
+            if past.detail_bytes > self._floor(self.config.detail):
+                past.blur(self._lightest)
+            elif past.synopsis_bytes > self._floor(self.config.coarse):
+                past.condense(self._lightest)
             elif past.room > SPARSE * len(past) + 1:
                 past.resize(len(past))
             elif len(past) > 1:
                 past.merge()
                 merged += 1
+            elif past.detail_bytes:
+                past.blur()
+            elif past.synopsis_bytes:
+                past.condense()
             elif past.room:
                 dropped += len(past)
                 past.reset()
@@ -233,26 +245,22 @@ class FlashMemory(SlotMemory):
                 dropped += 1
         return WriteReport(self.nbytes, merged=merged, dropped=dropped)
 
-    def _blur(self) -> None:
-        self._past.blur()
-
-    @property
-    def _floor(self) -> float:
-        """Bytes of details that give no more way."""
-        return self.config.detail * self.budget.bytes
+    def _floor(self, share: float) -> float:
+        """Bytes of details or synopses that give no more way."""
+        return share * self.budget.bytes
 
     def _make_room(self, observation: Observation) -> bool:
         """Grow the arrays if no row is left and the bytes are there, or details can give them."""
         past = self._past
         if len(past) < past.room:
             return True
-        room = min(max(past.room + 2, int(past.room * 1.25)), self.config.max_slots)
-        grown = past.array_bytes(room) - past.array_bytes(past.room)
-        gives_way = max(0.0, past.detail_bytes + observation.tokens.nbytes - self._floor)
-        if (
-            room <= past.room
-            or self.nbytes + grown + observation.nbytes - gives_way > self.budget.bytes
-        ):
+        detail = past.detail_bytes + observation.tokens.nbytes
+        gives_way = max(0.0, detail - self._floor(self.config.detail))
+        gives_way += max(0.0, past.synopsis_bytes - self._floor(self.config.coarse))
+        left = self.budget.bytes - self.nbytes - observation.nbytes + gives_way
+        rows = min(int(left // past.row_bytes), max(2, int(past.room * GROWTH)))
+        room = min(past.room + rows, self.config.max_slots)
+        if room < 2 or room <= past.room:
             return False
         past.resize(room)
         return True

@@ -52,7 +52,8 @@ class Slot:
         grid: Rows and columns of cells in the picture.
         embedding: ``(E,)`` float16 of unit length, or empty.
         note: What the writer wanted to be kept with it.
-        level: Which part of the memory it lies in: ``"recent"``, ``"detail"``, ``"synopsis"``…
+        level: Which part of the memory it lies in: ``"recent"``, ``"detail"``,
+            ``"synopsis"``, ``"gist"``…
         synopsis: A coarser form of all that was merged, ``(P, D)`` float16, where `tokens` are the
             representative's own; ``None`` where there is one form only.
         synopsis_grid: Its rows and columns.
@@ -73,12 +74,12 @@ class Slot:
     synopsis: Tensor | None = None
     synopsis_grid: tuple[int, int] = (1, 1)
 
-    def coarse(self) -> Slot:
+    def coarse(self, level: str = "synopsis") -> Slot:
         """The slot with its synopsis for tokens."""
         if self.synopsis is None:
             return self
         grid, tokens = self.synopsis_grid, self.synopsis
-        return replace(self, tokens=tokens, grid=grid, synopsis=None, level="synopsis")
+        return replace(self, tokens=tokens, grid=grid, synopsis=None, level=level)
 
     def as_of(self, time: float) -> Slot | None:
         """What of it had been seen by a time: all, its representative alone, or nothing."""

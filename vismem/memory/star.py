@@ -39,13 +39,11 @@ class StarConfig(FlashConfig):
     """Sizes as of `FlashConfig`, and those of the abstract memory.
 
     Args:
-        detail: Share of the budget below which sharp frames give no more way.
         abstract: Tokens of the abstract memory.
         update_ratio: How far the token most like a frame moves towards it.
         novelty: Cosine distance from all tokens at which a frame begins one.
     """
 
-    detail: float = 1 / 8
     abstract: int = 25
     update_ratio: float = 0.2
     novelty: float = 0.1
@@ -73,6 +71,7 @@ class StarMemory(FlashMemory):
     """
 
     config: StarConfig
+    _lightest = True
 
     def reset(self) -> None:
         """Forget everything; the next write may be at any time."""
@@ -122,9 +121,6 @@ class StarMemory(FlashMemory):
         if start <= self._last and end >= self._abstract_since:
             self._abstract, self._abstract_since = self._abstract[:0].clone(), math.inf
         return super().forget(start, end)
-
-    def _blur(self) -> None:
-        self._past.blur(lightest=True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""

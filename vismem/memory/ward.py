@@ -1,9 +1,11 @@
 """Clusters that form as observations come: the two that are cheapest to merge become one.
 
-Nothing is drawn at random and nothing is computed twice: the costs of all pairs are cached, an
-observation adds a row, a merge replaces one. Each cluster keeps its mean (the synopsis), its
-weight, and one of its observations whole (the representative, the nearest to the mean that came
-by), so that no history is needed to find a sharp picture of it.
+Nothing is drawn at random. Each cluster knows which other it would be merged with first and at what
+cost; an observation or a merge compares one mean with the others, and what that outdates is
+computed anew when it matters. A cluster has a mean of one or a few cells (the gist), by which it is
+compared, its weight, and as far as bytes allow a finer mean (the synopsis) and one of its
+observations whole (the representative, the nearest to the mean that came by), so that no history is
+needed to find a sharp picture of it.
 
 The cost is Ward's, with a mass that saturates. By plain Ward (mass equal to weight) a static hour
 is so heavy that its noise is worth more slots than a short event, and the event is merged away;
@@ -70,10 +72,11 @@ class WardClusters:
 
     Args:
         grid: Rows and columns of a synopsis, ``P`` cells.
+        gist: Rows and columns of a gist, ``G`` cells; where it is the grid of a synopsis, it is
+            both.
         token_dim: Width ``D``.
         mass_limit: What the mass of a cluster tends to as its weight grows: 1 weighs all alike,
             infinity is plain Ward.
-        key_cells: Costs are computed on means pooled to about this many cells.
         max_gap: Seconds between observations of one run.
         join_notes: Makes one note of two; that of the representative by default.
     """
@@ -81,56 +84,50 @@ class WardClusters:
     def __init__(
         self,
         grid: tuple[int, int],
+        gist: tuple[int, int],
         token_dim: int,
         *,
         mass_limit: float,
-        key_cells: int,
         max_gap: float,
         join_notes: JoinNotes | None = None,
     ):
-        self.grid, self.token_dim = grid, token_dim
+        self.grid, self.gist, self.token_dim = grid, gist, token_dim
         self.mass_limit, self.max_gap, self.join_notes = mass_limit, max_gap, join_notes
-        shrink = max(1.0, math.sqrt(grid[0] * grid[1] / key_cells))
-        self.key_grid = (max(1, round(grid[0] / shrink)), max(1, round(grid[1] / shrink)))
-        row = (column[0] for column in self._empty(1).values())
-        self._row_bytes = sum(column.nbytes for column in row) + 1  # whether it is sharp
+        self.row_bytes = sum(column[0].nbytes for column in self._empty(1).values())
         self.reset()
 
     def reset(self) -> None:
         """Hold nothing, and no room for anything."""
         self.kept: list[Observation] = []  # the representatives, in the order of the rows
-        self.kept_bytes = self.detail_bytes = 0
-        self._columns, self._costs = self._empty(0), torch.empty(0, 0)
-        self._sharp = torch.zeros(0, dtype=torch.bool)  # which representatives have their tokens
+        self.synopses: list[Tensor] = []  # (P, D) float16, or (0, D) where it was given up
+        self.kept_bytes = self.detail_bytes = self.synopsis_bytes = 0
+        self._columns = self._empty(0)
         self._shared = False  # a snapshot reads the columns: they are copied before a change
 
     def _empty(self, room: int) -> dict[str, Tensor]:
-        cells, key_cells = math.prod(self.grid), math.prod(self.key_grid)
-        columns = {
-            "synopsis": torch.zeros(room, cells, self.token_dim, dtype=torch.float16),
+        return {
+            "gist": torch.zeros(room, math.prod(self.gist), self.token_dim, dtype=torch.float16),
             "weight": torch.zeros(room, dtype=torch.int64),
             "span": torch.zeros(room, 2, dtype=torch.float64),  # first and last time
+            # What it would be merged with first, and the cost: exact, or where `known` is not set
+            # a bound that the cost is not below.
+            "nearest": torch.zeros(room, dtype=torch.int64),
+            "cost": torch.full((room,), torch.inf),
+            "known": torch.zeros(room, dtype=torch.bool),
         }
-        if self.key_grid != self.grid:
-            columns["key"] = torch.zeros(room, key_cells, self.token_dim, dtype=torch.float16)
-        return columns
 
     def __len__(self) -> int:
         return len(self.kept)
 
     @property
     def room(self) -> int:
-        """How many clusters the arrays can hold."""
-        return len(self._costs)
+        """How many clusters the columns can hold."""
+        return len(self._columns["weight"])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays, empty rows included, and of the representatives."""
-        return self.kept_bytes + self.array_bytes(self.room)
-
-    def array_bytes(self, room: int) -> int:
-        """Bytes of the arrays with room for so many clusters."""
-        return room * self._row_bytes + 4 * room * room
+        """Bytes of the columns, empty rows included, of synopses and representatives."""
+        return self.room * self.row_bytes + self.synopsis_bytes + self.kept_bytes
 
     @property
     def first(self) -> Tensor:
@@ -140,14 +137,11 @@ class WardClusters:
     # ------------------------------------------------------------------ changing
 
     def resize(self, room: int) -> None:
-        """Reallocate the arrays, for at least as many clusters as there are."""
-        held, costs, count = self._columns, self._costs, len(self)
+        """Reallocate the columns, for at least as many clusters as there are."""
+        held, count = self._columns, len(self)
         self._columns, self._shared = self._empty(room), False
         for name, column in self._columns.items():
             column[:count] = held[name][:count]
-        self._costs = torch.full((room, room), torch.inf)
-        self._costs[:count, :count] = costs[:count, :count]
-        self._sharp = torch.cat([self._sharp[:count], torch.zeros(room - count, dtype=torch.bool)])
 
     def _own(self) -> None:
         """Leave the columns to the snapshot that reads them, and go on with a copy."""
@@ -158,39 +152,45 @@ class WardClusters:
     def add(self, observation: Observation) -> None:
         """Begin a cluster; there must be room."""
         self._own()
-        row = len(self)
+        row, columns = len(self), self._columns
         tokens, grid = observation.tokens, observation.grid
-        for name, target in (("synopsis", self.grid), ("key", self.key_grid)):
-            if name in self._columns:
-                self._columns[name][row] = pool_grid(tokens, grid, target)
-        self._columns["weight"][row] = 1
-        self._columns["span"][row] = observation.time
+        columns["gist"][row] = pool_grid(tokens, grid, self.gist)
+        columns["weight"][row] = 1
+        columns["span"][row] = observation.time
+        finer = self.grid != self.gist
         self.kept.append(observation)
-        self._sharp[row] = True
-        self._count(observation, 1)
-        self._update_costs(row)
+        self.synopses.append(pool_grid(tokens, grid, self.grid) if finer else tokens[:0].clone())
+        self._count(row, 1)
+        self._compare(row)
 
     def merge(self) -> None:
         """Make one cluster of the two that are cheapest to merge; there must be two."""
         self._own()
-        count = len(self)
-        pair = divmod(int(self._costs[:count, :count].argmin()), count)
+        columns = self._columns
+        row = self._cheapest(torch.arange(len(self)))
+        pair = row, int(columns["nearest"][row])
         one, other = min(pair), max(pair)
-        weights = self._columns["weight"][[one, other]]
+        weights = columns["weight"][[one, other]]
         share = (weights / weights.sum()).float()
-        for name in ("synopsis", "key"):
-            if name in self._columns:
-                column = self._columns[name]
-                mean = column[one].float() * share[0] + column[other].float() * share[1]
-                column[one] = mean.half()
-        span = self._columns["span"]
+        for row in (one, other):
+            self._count(row, -1)
+        columns["gist"][one] = _mean(columns["gist"][one], columns["gist"][other], share)
+        span = columns["span"]
         span[one, 0] = torch.minimum(span[one, 0], span[other, 0])
         span[one, 1] = torch.maximum(span[one, 1], span[other, 1])
-        self._columns["weight"][one] = weights.sum()
+        columns["weight"][one] = weights.sum()
+        finer = self.synopses[one], self.synopses[other]
+        # Where one was given up, the other speaks for both.
+        lost = [not len(synopsis) for synopsis in finer]
+        self.synopses[one] = finer[lost[0]] if any(lost) else _mean(*finer, share)
         a, b = self.kept[one], self.kept[other]
-        self._keep(one, self._represent(one, a, b, weights.tolist()))
+        self.kept[one] = self._represent(one, a, b, weights.tolist())
+        for row in (one, other):
+            self._count(row, 1)
+        outdated = (columns["nearest"] == one) | (columns["nearest"] == other)
+        columns["known"][: len(self)] &= ~outdated[: len(self)]
         self._remove(other)
-        self._update_costs(one)
+        self._compare(one)
 
     def _represent(
         self, row: int, a: Observation, b: Observation, weights: list[int]
@@ -213,29 +213,45 @@ class WardClusters:
         """How far an observation is from the mean of a cluster; infinity without its tokens."""
         if not len(observation.tokens):
             return math.inf
-        key = pool_grid(observation.tokens, observation.grid, self.key_grid).float()
-        return float((key - self._keys[row].float()).square().sum())
+        finer = len(self.synopses[row]) > 0
+        mean = self.synopses[row] if finer else self._columns["gist"][row]
+        grid = self.grid if finer else self.gist
+        own = pool_grid(observation.tokens, observation.grid, grid).float()
+        return float((own - mean.float()).square().sum())
 
     def blur(self, lightest: bool = False) -> None:
-        """Give up the tokens of a representative, the newest cluster's last of all.
+        """Give up the tokens of one representative.
 
         Args:
-            lightest: Of the lightest cluster; by default of the two clusters that would be merged
-                first, the lighter one's.
+            lightest: Of the lightest cluster; by default of the two that would be merged first,
+                the lighter one's. The newest cluster's turn is last.
         """
-        weight = self._columns["weight"]
-        rows = torch.nonzero(self._sharp[: max(len(self) - 1, 1)])[:, 0]
-        if not len(rows):
-            row = len(self) - 1
-        elif lightest:
-            row = int(rows[weight[rows].argmin()])
-        else:
-            row = int(rows[self._costs.index_select(0, rows).amin(1).argmin()])
-            other = int(self._costs[row, : len(self)].argmin())
-            if self._sharp[other] and other < len(self) - 1 and weight[other] < weight[row]:
-                row = other
+        row = self._first_to_blur([len(kept.tokens) > 0 for kept in self.kept], lightest)
+        self._count(row, -1)
         empty = torch.empty(0, self.token_dim, dtype=torch.float16)
-        self._keep(row, replace(self.kept[row], tokens=empty))
+        self.kept[row] = replace(self.kept[row], tokens=empty)
+        self._count(row, 1)
+
+    def condense(self, lightest: bool = False) -> None:
+        """Give up one synopsis for its gist, in the order of `blur`."""
+        row = self._first_to_blur([len(synopsis) > 0 for synopsis in self.synopses], lightest)
+        self._count(row, -1)
+        self.synopses[row] = torch.empty(0, self.token_dim, dtype=torch.float16)
+        self._count(row, 1)
+
+    def _first_to_blur(self, sharp: list[bool], lightest: bool) -> int:
+        """The row whose finer form is missed least, among those that have one."""
+        newest, weight = len(self) - 1, self._columns["weight"]
+        rows = torch.nonzero(torch.tensor(sharp[:newest], dtype=torch.bool))[:, 0]
+        if not len(rows):
+            return newest
+        if lightest:
+            return int(rows[weight[rows].argmin()])
+        self._own()
+        row = self._cheapest(rows)
+        other = int(self._columns["nearest"][row])
+        lighter = other < newest and sharp[other] and weight[other] < weight[row]
+        return other if lighter else row
 
     def forget(self, start: float, end: float) -> int:
         """Give up every cluster that may hold something of a span of time."""
@@ -244,95 +260,121 @@ class WardClusters:
         if touched:
             self._own()
         for row in reversed(touched):
+            self._columns["known"][self._columns["nearest"] == row] = False
             self._remove(row)
         return len(touched)
 
-    @property
-    def _keys(self) -> Tensor:
-        return self._columns["key" if "key" in self._columns else "synopsis"]
+    # ------------------------------------------------------------------ costs
 
-    def _update_costs(self, row: int) -> None:
-        """Compute what merging a cluster with each of the others would cost."""
+    def _costs(self, row: int) -> Tensor:
+        """What merging a cluster with each of the others would cost, ``(K,)``."""
         count = len(self)
         weight = self._columns["weight"][:count].float()
         mass = weight
         if math.isfinite(self.mass_limit):
             mass = self.mass_limit * weight / (weight + self.mass_limit - 1)
-        keys = self._keys[:count].flatten(1)
+        keys = self._columns["gist"][:count].flatten(1)
         costs = merge_costs(keys, mass, keys[row], mass[row])
         costs[row] = torch.inf
-        self._costs[row, :count] = costs
-        self._costs[:count, row] = costs
+        return costs
+
+    def _compare(self, row: int) -> None:
+        """Take note of a mean that is new: for itself, and for those that it is nearest to.
+
+        Where `known` is not set, the cost is a bound: nothing but this row can be below it.
+        """
+        count = len(self)
+        costs = self._costs(row)
+        nearest, cost, known = (self._columns[name] for name in ("nearest", "cost", "known"))
+        closer = costs <= cost[:count]
+        closer[row] = False
+        nearest[:count].masked_fill_(closer, row)
+        cost[:count] = torch.where(closer, costs, cost[:count])
+        known[:count] |= closer
+        nearest[row] = costs.argmin()
+        cost[row] = costs.min()
+        known[row] = True
+
+    def _cheapest(self, rows: Tensor) -> int:
+        """Of some rows, the one that is cheapest to merge with its nearest; both are then known."""
+        cost, known = self._columns["cost"], self._columns["known"]
+        while not known[row := int(rows[cost[rows].argmin()])]:
+            costs = self._costs(row)
+            self._columns["nearest"][row], cost[row] = costs.argmin(), costs.min()
+            known[row] = True
+        return row
 
     def _remove(self, row: int) -> None:
         """Take a cluster away; the last one moves into its place, and its row is wiped."""
         last = len(self) - 1
-        self._count(self.kept[row], -1)
-        for column in self._columns.values():
+        self._count(row, -1)
+        for name, empty in self._empty(1).items():
+            column = self._columns[name]
             column[row] = column[last]
-            column[last] = 0
-        self._costs[row] = self._costs[last]
-        self._costs[:, row] = self._costs[:, last]
-        self._costs[row, row] = torch.inf
-        self._costs[last] = torch.inf
-        self._costs[:, last] = torch.inf
-        self._sharp[row] = self._sharp[last]
-        self.kept[row] = self.kept[last]
+            column[last] = empty[0]
+        nearest = self._columns["nearest"]
+        nearest[nearest == last] = row
+        self.kept[row], self.synopses[row] = self.kept[last], self.synopses[last]
         self.kept.pop()
+        self.synopses.pop()
 
-    def _keep(self, row: int, observation: Observation) -> None:
-        """Replace a representative."""
-        self._count(self.kept[row], -1)
-        self._count(observation, 1)
-        self.kept[row] = observation
-        self._sharp[row] = len(observation.tokens) > 0
-
-    def _count(self, observation: Observation, sign: int) -> None:
-        self.kept_bytes += sign * observation.nbytes
-        self.detail_bytes += sign * observation.tokens.nbytes
+    def _count(self, row: int, sign: int) -> None:
+        """Add what a row holds beside the columns to the bytes, or take it away."""
+        self.kept_bytes += sign * self.kept[row].nbytes
+        self.detail_bytes += sign * self.kept[row].tokens.nbytes
+        self.synopsis_bytes += sign * self.synopses[row].nbytes
 
     # ------------------------------------------------------------------ reading
 
     def view(self) -> Callable[[], list[Slot]]:
         """What gives all clusters as slots, as they are now, whenever it is called."""
         self._shared = True
-        kept, columns, grid = tuple(self.kept), self._columns, self.grid
+        kept, synopses, columns = tuple(self.kept), tuple(self.synopses), self._columns
 
         def slots() -> list[Slot]:
             rows = zip(
                 kept,
+                synopses,
+                columns["gist"],
                 columns["weight"].tolist(),
                 columns["span"].tolist(),
-                columns["synopsis"],
                 strict=False,  # there may be empty rows behind those held
             )
-            found = (
-                observation.slot(
-                    "detail",
-                    first=first,
-                    last=last,
-                    weight=weight,
-                    synopsis=synopsis,
-                    synopsis_grid=grid,
-                )
-                for observation, weight, (first, last), synopsis in rows
-            )
-            return [slot if len(slot.tokens) else slot.coarse() for slot in found]
+            return [self._slot(*row) for row in rows]
 
         return slots
+
+    def _slot(
+        self, kept: Observation, synopsis: Tensor, gist: Tensor, weight: int, span: list[float]
+    ) -> Slot:
+        finer = len(synopsis) > 0
+        slot = kept.slot(
+            "detail",
+            first=span[0],
+            last=span[1],
+            weight=weight,
+            synopsis=synopsis if finer else gist,
+            synopsis_grid=self.grid if finer else self.gist,
+        )
+        if len(slot.tokens):
+            return slot
+        return slot.coarse() if finer or self.grid == self.gist else slot.coarse("gist")
 
     # ------------------------------------------------------------------ state
 
     @property
     def _rule(self) -> Tensor:
         """What the cached costs depend on."""
-        return torch.tensor([self.mass_limit, *self.key_grid], dtype=torch.float64)
+        return torch.tensor([self.mass_limit, *self.gist, *self.grid], dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors."""
         count = len(self)
         state = {name: column[:count].clone() for name, column in self._columns.items()}
-        state["costs"] = self._costs[:count, :count].clone()
+        finer = [synopsis for synopsis in self.synopses if len(synopsis)]
+        empty = torch.empty(0, math.prod(self.grid), self.token_dim, dtype=torch.float16)
+        state["synopsis"] = torch.stack(finer) if finer else empty
+        state["has_synopsis"] = torch.tensor([len(s) > 0 for s in self.synopses], dtype=torch.bool)
         state["room"] = torch.tensor(self.room)
         state["rule"] = self._rule
         return state | {f"kept.{k}": v for k, v in observations_state(self.kept).items()}
@@ -348,20 +390,26 @@ class WardClusters:
         kept = observations_from(own, self.token_dim, embedding_dim)
         room, count = int(state["room"]), len(kept)
         if not torch.equal(state["rule"], self._rule):
-            raise ValueError("the costs are of another mass_limit or key_cells")
-        columns, costs = self._empty(room), torch.full((room, room), torch.inf)
+            raise ValueError("the clusters are of another mass_limit, gist or synopsis")
+        columns = self._empty(room)
         for name, column in columns.items():
             given = state[name]
             if given.dtype != column.dtype or given.shape != (count, *column.shape[1:]):
                 raise ValueError(f"{name} is of another configuration")
             column[:count] = given
-        costs[:count, :count] = state["costs"]
+        finer = iter(state["synopsis"].clone())
+        empty = torch.empty(0, self.token_dim, dtype=torch.float16)
+        held = state["has_synopsis"].tolist()
+        synopses = [next(finer).clone() if has else empty for has in held]
         self.reset()
-        self.kept, self._columns, self._costs = kept, columns, costs
-        self._sharp = torch.zeros(room, dtype=torch.bool)
-        for row, observation in enumerate(kept):
-            self._sharp[row] = len(observation.tokens) > 0
-            self._count(observation, 1)
+        self.kept, self.synopses, self._columns = kept, synopses, columns
+        for row in range(count):
+            self._count(row, 1)
+
+
+def _mean(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Of two means in float16, by their shares of the weight."""
+    return (one.float() * share[0] + other.float() * share[1]).half()
 
 
 def observations_state(held: Iterable[Observation]) -> dict[str, Tensor]:
