@@ -506,6 +506,9 @@ class VisualMemory:
     ) -> Recall:
         """Give visual tokens for a video language model, in time order with true times.
 
+        See `Recall.frames` for a prompt with a timestamp before each observation, and
+        `vismem.memory.positions.mrope_positions` for the ids of multimodal rotary positions.
+
         Args:
             question: What they should be about; the newest frames come first in any case.
             tokens: The most that the model takes.
