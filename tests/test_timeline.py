@@ -140,6 +140,11 @@ class TestLanes:
         row = [slot(float(n)) for n in range(0, 1000, 20)]
         assert {lane for _, lane in packed(row, AXIS, 9, lambda _: 4.0)} == {0}
 
+    @pytest.mark.parametrize(("gap", "lanes"), [(3, {0, 1}), (5, {0})])
+    def test_lines_that_follow_each_other_can_be_told_apart(self, gap: int, lanes: set[int]):
+        pair = [slot(250.0, 1, 0.0, 500.0), slot(750.0, 1, 500.0 + gap, 1000.0)]
+        assert {number for _, number in packed(pair, AXIS, 2, lambda _: 4.0)} == lanes
+
     def test_large_dots_keep_more_room(self):
         pair = [slot(100.0), slot(112.0)]
         lanes = [{n for _, n in packed(pair, AXIS, 2, lambda _, r=r: r)} for r in (4.0, 6.0)]
@@ -171,9 +176,8 @@ class TestTelling:
         slots = [slot(100.0, 500), slot(900.0, 495), *(slot(float(n)) for n in range(300, 305))]
         assert [one.weight for one in telling(slots, AXIS, 9, 150.0)] == [500, 495]
 
-    def test_of_equals_at_one_time_the_first_is_shown(self):
-        same = [slot(5.0) for _ in range(3)]
-        assert telling(same, AXIS, 1, 150.0)[0] is same[0]
+    def test_of_equals_the_earlier_is_shown(self):
+        assert telling([slot(900.0), slot(10.0)], AXIS, 1, 150.0)[0].time == 10
 
 
 class TestApart:
