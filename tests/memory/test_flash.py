@@ -458,7 +458,8 @@ def events_kept(mass_limit: float, seed: int) -> int:
     scenes = torch.randn(events + 1, 4, width, generator=gen)
     starts = random.Random(seed).sample(range(20, frames - 20, 10), events)
     scene_at = {start + n: scene for scene, start in enumerate(starts, 1) for n in range(3)}
-    memory = FlashMemory(FlashConfig(token_dim=width, mass_limit=mass_limit), 12_000)
+    config = FlashConfig(token_dim=width, mass_limit=mass_limit, max_slots=22)
+    memory = FlashMemory(config, "100kB")
     for n in range(frames):
         frame = scenes[scene_at.get(n, 0)] + spread * torch.randn(4, width, generator=gen)
         memory.write(frame, float(n))
@@ -472,5 +473,5 @@ def events_kept(mass_limit: float, seed: int) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_short_events_outlive_a_static_hour_and_by_plain_ward_they_do_not(seed: int) -> None:
-    assert events_kept(FlashConfig(token_dim=1).mass_limit, seed) == 20
-    assert events_kept(math.inf, seed) < 10
+    assert events_kept(FlashConfig(token_dim=1).mass_limit, seed) >= 18
+    assert events_kept(math.inf, seed) < 5
