@@ -913,7 +913,7 @@ def test_a_bank_knows_what_the_moments_had_to_merge_away(policy: str, make) -> N
 
 @every_policy
 def test_recall_gives_true_times_in_order_within_its_tokens(policy: str, make) -> None:
-    memory = make(12_000, policy=policy)
+    memory = make(40_000, policy=policy)
     for number in range(300):
         memory.write(coming_back(number))
     memory.flush()
