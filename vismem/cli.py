@@ -42,6 +42,8 @@ class Run:
     """Frames a second to look at; None for every frame."""
     budget: str = "64MB"
     """What the memory may hold, like 64MB or 1GiB."""
+    policy: Literal["moments", "flash", "star", "pyramid"] = "moments"
+    """What remembers pictures beside the moments, in half of the budget."""
     encoder: str = "embedded"
     """embedded (no hub needed), siglip2, clip, or a model's name on the hub."""
     resume: bool = False
@@ -84,6 +86,8 @@ class Inspect:
     """Directory of the memory."""
     verify: bool = False
     """Read every file and check every digest."""
+    picture: Path | None = None
+    """Draw it on one page, to this file (.png)."""
     json: bool = False
     """Print it as JSON."""
 
@@ -269,6 +273,7 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
     try:
         return VisualMemory(
             verb.budget,
+            policy=verb.policy,
             path=out,
             encoder=verb.encoder,
             durability=verb.durability,
@@ -405,7 +410,7 @@ def _ask(verb: Ask) -> int:
 
 
 def _inspect(verb: Inspect) -> int:
-    from vismem.export import summary
+    from vismem.export import export_picture, summary
     from vismem.store import verify
 
     report = None
@@ -426,6 +431,9 @@ def _inspect(verb: Inspect) -> int:
             "records": report.records,
             "unfinished bytes": report.cut,
         }
+    if verb.picture:
+        export_picture(verb.memory, verb.picture)
+        facts["picture"] = str(verb.picture)
     if verb.json:
         print(json.dumps(facts))
         return 0

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vismem.errors import StoreError, require
+from vismem.errors import StoreError, UsageError, require
 from vismem.heads.answer import clock
 from vismem.memory.episodic import EpisodicSnapshot
 from vismem.observation import LEAST_EVENT
+from vismem.picture import Held, draw
 from vismem.pipeline import VisualMemory
+from vismem.scenes import scene_label, thumbnail_of
 from vismem.store import MemoryStore
 
-__all__ = ["export_json", "export_rerun", "moments", "summary"]
+__all__ = ["export_json", "export_picture", "export_rerun", "moments", "summary"]
 
 
 def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -41,6 +44,11 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
                 start, end = snapshot.column("start"), snapshot.column("end")
                 span = f"{clock(float(start[0]))} to {clock(float(end.max()))}"
                 facts[f"{name}"] = f"{len(snapshot)} moments, {span}; {_labels(memory, snapshot)}"
+        for name, view in memory.visual().items():
+            slots = view.slots()
+            levels = Counter(slot.level for slot in slots)
+            told = ", ".join(f"{count} {level}" for level, count in levels.items())
+            facts[f"{name}, {memory.policy}"] = f"{len(slots)} scenes: {told or 'none'}"
         if memory.stats.problems:
             facts["problems"] = "; ".join(memory.stats.problems)
     return facts
@@ -118,6 +126,38 @@ def export_json(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> in
     except OSError as error:
         raise StoreError(f"{out} cannot be written ({error.strerror}); choose another") from error
     return len(listed)
+
+
+def export_picture(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> None:
+    """Draw a memory on one page: what it saw when, what stands for it, and what that costs.
+
+    Args:
+        path: Directory of the memory.
+        out: Picture to write, ``.png`` or any format that Pillow knows by its name.
+
+    Raises:
+        StoreError: If there is no memory, it is damaged, or ``out`` cannot be written.
+        UsageError: If the name of ``out`` is of no known format.
+    """
+    with VisualMemory.open(path, read_only=True) as memory:
+        views, encoder, sizes = memory.visual(), memory.encoder, memory.sizes
+        streams = {}
+        for name, snapshot in memory.snapshots().items():
+            columns = (snapshot.column(column).tolist() for column in ("start", "end", "frames"))
+            streams[name] = Held(
+                views[name].slots() if name in views else [],
+                lambda slot: thumbnail_of(slot, sizes),
+                lambda slot: scene_label(slot, sizes, encoder.label_names, encoder.things),
+                list(zip(*columns, strict=True)),
+            )
+        facts = memory.describe()
+    page = draw(streams, title=Path(path).name, nbytes=facts["bytes"], budget=facts["budget"])
+    try:
+        page.save(out)
+    except ValueError as error:
+        raise UsageError(f"{out}: {error}; name it .png") from error
+    except OSError as error:
+        raise StoreError(f"{out} cannot be written ({error.strerror}); choose another") from error
 
 
 def export_rerun(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> int:

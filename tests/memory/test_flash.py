@@ -139,7 +139,7 @@ class TestFlashMemory(MemoryContract):
         if not lost:
             assert set(numbers) == set(alive)
         times = [alive[n]["time"] for n in numbers]
-        assert memory.oldest == min(times, default=math.inf)
+        self.check_oldest(memory, min(times, default=math.inf))
         for slot in slots:
             own = members(slot.note)
             seen = [alive[n]["time"] for n in own]
@@ -160,6 +160,9 @@ class TestFlashMemory(MemoryContract):
         recent = [slot.source for slot in slots if slot.level == "recent"]
         assert recent == sorted(numbers)[len(numbers) - len(recent) :]
         assert len(recent) <= memory.config.recent
+
+    def check_oldest(self, memory: FlashMemory, first: float) -> None:
+        assert memory.oldest == first
 
     def check_forget(self, memory: FlashMemory, start: float, end: float) -> None:
         before = memory.snapshot().slots()
@@ -194,7 +197,7 @@ class TestFlashMemory(MemoryContract):
             assert held == list(range(number + 1 - fit, number + 1))
 
     def test_details_give_way_down_to_their_share_and_then_scenes_are_merged(self) -> None:
-        memory = self.bank(self.small, detail=0.1)
+        memory = self.bank(self.small, detail=0.1, alike=0.0)
         blurred = merged = False
         for number in range(200):
             merged |= self.write_one(memory, number).merged > 0
@@ -204,6 +207,35 @@ class TestFlashMemory(MemoryContract):
         assert merged
         share = sum(slot.tokens.nbytes for slot in slots if slot.level == "detail") / self.small
         assert 0.05 < share < 0.25
+
+    def test_frames_that_are_alike_are_merged_before_anything_gives_way(self) -> None:
+        """Eleven scenes fit whole into a budget that their two hundred frames do not fit into."""
+        memory = self.bank(self.small)
+        for number in range(200):
+            self.write_one(memory, number)
+        slots = memory.snapshot().slots()
+        assert {slot.level for slot in slots} <= {"recent", "detail"}
+        assert 11 <= len(slots) < 100
+        eager = self.bank(self.small, alike=0.0)
+        for number in range(200):
+            self.write_one(eager, number)
+        assert any(slot.level == "gist" for slot in eager.snapshot().slots())
+        roomy = self.bank(self.large)
+        assert not any(self.write_one(roomy, number).merged for number in range(200))
+
+    def test_details_give_way_first_then_synopses_each_to_its_floor(self) -> None:
+        memory = self.bank(20_000, detail=0.3, coarse=0.2, recent=0, synopsis=(2, 2))
+        orders = []
+        for number in range(300):  # each like nothing else
+            tokens = noise(TOKENS, DIM, seed=number) + 3 * noise(1, DIM, seed=9000 + number)
+            memory.write(tokens, float(number), embedding=torch.ones(EMBEDDING))
+            past = memory._past
+            orders.append((past.detail_bytes / 20_000, past.synopsis_bytes / 20_000, len(past)))
+        synopses_went = next(n for n in range(299) if orders[n + 1][1] < orders[n][1])
+        assert orders[synopses_went][0] < 0.3 + 0.02  # details were at their floor by then
+        assert 0.25 < orders[-1][0] < 0.35 and 0.15 < orders[-1][1] < 0.25
+        levels = [slot.level for slot in memory.snapshot().slots()]
+        assert {"gist", "synopsis", "detail"} == set(levels)
 
     def write_one(self, memory: FlashMemory, number: int) -> Any:
         return memory.write(**self.observation(number))

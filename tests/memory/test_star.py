@@ -43,6 +43,9 @@ class TestStarMemory(test_flash.TestFlashMemory):
         assert len(memory.abstract) == 2000 // 16 // (4 * DIM) == 3
         assert torch.equal(memory.abstract, before[:3])
 
+    def check_oldest(self, memory: FlashMemory, first: float) -> None:
+        assert memory.oldest <= first  # the abstract memory sums up what was dropped, too
+
     def test_forgetting_takes_the_abstract_memory_with_it(self) -> None:
         memory = self.bank(self.large)
         for number in range(20):

@@ -348,6 +348,36 @@ def test_the_mass_of_a_cluster_ends_at_its_limit(limit: float) -> None:
         assert float(held._costs(0)[1]) == pytest.approx(mass * DIM, rel=1e-4)
 
 
+def test_redundancy_is_the_cheapest_merge_in_squared_norms() -> None:
+    held = clusters((1, 1))
+    held.resize(4)
+    assert held.redundancy() == math.inf
+    for number, place in enumerate([10.0, 11.0, 30.0]):
+        held.add(frame_at(number, torch.full((1, DIM), place).half()))
+        if not number:
+            assert held.redundancy() == math.inf
+    cost = 0.5 * DIM  # of 10 and 11, each of mass 1
+    assert held.redundancy() in (
+        pytest.approx(cost / (DIM * 10.0**2)),
+        pytest.approx(cost / (DIM * 11.0**2)),
+    )
+    held.merge()
+    assert held.redundancy() > 0.2
+
+
+def test_a_synopsis_that_one_of_two_has_speaks_for_both() -> None:
+    held = clusters((2, 2))
+    held.resize(2)
+    frames = [frame(number) for number in range(2)]
+    held.add(frames[0])
+    held.condense()
+    assert held.synopsis_bytes == 0
+    held.add(frames[1])
+    exact = pool_grid(frames[1].tokens, frames[1].grid, (2, 2))
+    held.merge()
+    assert torch.equal(held.synopses[0], exact) and held.synopsis_bytes == exact.nbytes
+
+
 def test_blur_takes_the_most_alike_or_the_lightest() -> None:
     def held() -> WardClusters:
         made = clusters((1, 1))

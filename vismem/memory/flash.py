@@ -6,9 +6,10 @@ a random start, keeps all frames ever seen to search them for details, and loses
 merges as frames come (see `vismem.memory.ward`), keeps each scene's sharpest frame with the scene,
 and every time is true. The published rule is `vismem.memory.published.flash`.
 
-One number, the budget, sets everything. While there is room, every scene has its sharp frame and
-its synopsis. As more scenes are seen, first details and then synopses of those that are most like
-another give way, each down to a floor, and a gist of one token is left; then scenes are merged.
+One number, the budget, sets everything. While there is room, every frame is kept. When there is
+none, frames that are alike become one scene. As more scenes are seen than fit whole, first details
+and then synopses of those that are most like another give way, each down to a floor, and a gist of
+one token is left; then different scenes are merged.
 
 Source: Zhang et al., "Flash-VStream: Efficient Real-Time Understanding for Long Video Streams",
 ICCV 2025 (https://arxiv.org/abs/2506.23825).
@@ -55,6 +56,8 @@ class FlashConfig:
         coarse: Share of the budget below which synopses give no more way to other scenes.
         max_note: The most bytes that a note may have.
         mass_limit: What the mass of a scene tends to as it is seen longer; see `WardClusters`.
+        alike: Scenes whose merging costs less than this share of their squared norm are merged
+            before anything gives way.
         max_gap: Seconds without a frame that end the run of a scene.
         max_slots: The most scenes; beyond it, budget goes into synopses and details.
     """
@@ -69,6 +72,7 @@ class FlashConfig:
     coarse: float = 1 / 16
     max_note: int = 0
     mass_limit: float = 4.0
+    alike: float = 0.05
     max_gap: float = 5.0
     max_slots: int = 4096
 
@@ -224,12 +228,15 @@ class FlashMemory(SlotMemory):
                 dropped += 1
         past = self._past
         while self.nbytes > self.budget.bytes:
-            if past.detail_bytes > self._floor(self.config.detail):
+            if past.room > SPARSE * len(past) + 1:
+                past.resize(len(past))
+            elif past.redundancy() < self.config.alike:
+                past.merge()
+                merged += 1
+            elif past.detail_bytes > self._floor(self.config.detail):
                 past.blur(self._lightest)
             elif past.synopsis_bytes > self._floor(self.config.coarse):
                 past.condense(self._lightest)
-            elif past.room > SPARSE * len(past) + 1:
-                past.resize(len(past))
             elif len(past) > 1:
                 past.merge()
                 merged += 1
@@ -250,13 +257,18 @@ class FlashMemory(SlotMemory):
         return share * self.budget.bytes
 
     def _make_room(self, observation: Observation) -> bool:
-        """Grow the arrays if no row is left and the bytes are there, or details can give them."""
+        """Have a row for one more: the bytes are there, or what is finer gives way to it.
+
+        Nothing gives way while there are scenes alike, which are merged instead.
+        """
         past = self._past
         if len(past) < past.room:
             return True
-        detail = past.detail_bytes + observation.tokens.nbytes
-        gives_way = max(0.0, detail - self._floor(self.config.detail))
-        gives_way += max(0.0, past.synopsis_bytes - self._floor(self.config.coarse))
+        gives_way = 0.0
+        if past.redundancy() >= self.config.alike:
+            detail = past.detail_bytes + observation.tokens.nbytes
+            gives_way = max(0.0, detail - self._floor(self.config.detail))
+            gives_way += max(0.0, past.synopsis_bytes - self._floor(self.config.coarse))
         left = self.budget.bytes - self.nbytes - observation.nbytes + gives_way
         rows = min(int(left // past.row_bytes), max(2, int(past.room * GROWTH)))
         room = min(past.room + rows, self.config.max_slots)

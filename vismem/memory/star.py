@@ -90,6 +90,11 @@ class StarMemory(FlashMemory):
         return super().nbytes + self._abstract.nbytes
 
     @property
+    def oldest(self) -> float:
+        """When the oldest observation still held was seen, in the abstract memory at least."""
+        return min(super().oldest, self._abstract_since if len(self._abstract) else math.inf)
+
+    @property
     def _abstract_room(self) -> int:
         row = self.config.token_dim * 4
         return min(self.config.abstract, int(ABSTRACT_SHARE * self.budget.bytes) // row)

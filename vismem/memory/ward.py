@@ -114,6 +114,8 @@ class WardClusters:
             "nearest": torch.zeros(room, dtype=torch.int64),
             "cost": torch.full((room,), torch.inf),
             "known": torch.zeros(room, dtype=torch.bool),
+            "sharp": torch.zeros(room, dtype=torch.bool),  # whether its representative has tokens
+            "finer": torch.zeros(room, dtype=torch.bool),  # whether it has a synopsis
         }
 
     def __len__(self) -> int:
@@ -158,10 +160,20 @@ class WardClusters:
         columns["weight"][row] = 1
         columns["span"][row] = observation.time
         finer = self.grid != self.gist
+        columns["sharp"][row], columns["finer"][row] = True, finer
         self.kept.append(observation)
         self.synopses.append(pool_grid(tokens, grid, self.grid) if finer else tokens[:0].clone())
         self._count(row, 1)
         self._compare(row)
+
+    def redundancy(self) -> float:
+        """What the cheapest merge would cost, in shares of the squared norm of the gist."""
+        if len(self) < 2:
+            return math.inf
+        self._own()
+        row = self._cheapest(torch.arange(len(self)))
+        norm2 = self._columns["gist"][row].float().square().sum().clamp(min=1e-12)
+        return float(self._columns["cost"][row] / norm2)
 
     def merge(self) -> None:
         """Make one cluster of the two that are cheapest to merge; there must be two."""
@@ -187,6 +199,8 @@ class WardClusters:
         self.kept[one] = self._represent(one, a, b, weights.tolist())
         for row in (one, other):
             self._count(row, 1)
+        columns["sharp"][one] |= columns["sharp"][other]
+        columns["finer"][one] |= columns["finer"][other]
         outdated = (columns["nearest"] == one) | (columns["nearest"] == other)
         columns["known"][: len(self)] &= ~outdated[: len(self)]
         self._remove(other)
@@ -226,7 +240,7 @@ class WardClusters:
             lightest: Of the lightest cluster; by default of the two that would be merged first,
                 the lighter one's. The newest cluster's turn is last.
         """
-        row = self._first_to_blur([len(kept.tokens) > 0 for kept in self.kept], lightest)
+        row = self._first_to_blur("sharp", lightest)
         self._count(row, -1)
         empty = torch.empty(0, self.token_dim, dtype=torch.float16)
         self.kept[row] = replace(self.kept[row], tokens=empty)
@@ -234,24 +248,26 @@ class WardClusters:
 
     def condense(self, lightest: bool = False) -> None:
         """Give up one synopsis for its gist, in the order of `blur`."""
-        row = self._first_to_blur([len(synopsis) > 0 for synopsis in self.synopses], lightest)
+        row = self._first_to_blur("finer", lightest)
         self._count(row, -1)
         self.synopses[row] = torch.empty(0, self.token_dim, dtype=torch.float16)
         self._count(row, 1)
 
-    def _first_to_blur(self, sharp: list[bool], lightest: bool) -> int:
-        """The row whose finer form is missed least, among those that have one."""
-        newest, weight = len(self) - 1, self._columns["weight"]
-        rows = torch.nonzero(torch.tensor(sharp[:newest], dtype=torch.bool))[:, 0]
-        if not len(rows):
-            return newest
-        if lightest:
-            return int(rows[weight[rows].argmin()])
+    def _first_to_blur(self, name: str, lightest: bool) -> int:
+        """The row whose finer form is missed least, among those that have one; it has none then."""
         self._own()
-        row = self._cheapest(rows)
-        other = int(self._columns["nearest"][row])
-        lighter = other < newest and sharp[other] and weight[other] < weight[row]
-        return other if lighter else row
+        newest, weight, has = len(self) - 1, self._columns["weight"], self._columns[name]
+        rows = torch.nonzero(has[:newest])[:, 0]
+        row = newest
+        if len(rows) and lightest:
+            row = int(rows[weight[rows].argmin()])
+        elif len(rows):
+            row = self._cheapest(rows)
+            other = int(self._columns["nearest"][row])
+            if other < newest and has[other] and weight[other] < weight[row]:
+                row = other
+        has[row] = False
+        return row
 
     def forget(self, start: float, end: float) -> int:
         """Give up every cluster that may hold something of a span of time."""
