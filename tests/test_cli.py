@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vismem.cli import main
 
@@ -207,3 +208,45 @@ def test_bench_says_what_a_frame_costs(capsys):
     assert main(["bench", "--frames", "2", "--dtype", "float32"]) == 0
     said = capsys.readouterr().out
     assert "float32" in said and "decode" in said and "frames a second end to end" in said
+
+
+@pytest.fixture(scope="module")
+def visual(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "visual.mem"
+    words = ["run", GALLERY, "--out", str(out), "--fps", "1", "--policy", "flash"]
+    assert main([*words, "--budget", "400kB"]) == 0
+    return out
+
+
+def test_a_memory_with_a_bank_tells_of_its_scenes_and_answers(visual, capsys):
+    assert main(["inspect", str(visual), "--json", "--verify"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["verified"] and facts["settings"]["policy"] == "flash"
+    assert facts["gallery, flash"].split()[1] == "scenes:"
+    assert facts["memory"]["bytes"] <= 400_000
+    assert main(["ask", str(visual), "when does the cat appear?"]) == 0
+    assert capsys.readouterr().out.startswith("Cat: 0:0")
+
+
+def test_inspect_draws_a_memory_with_and_without_a_bank(visual, memory, tmp_path, capsys):
+    sizes = []
+    for number, stored in enumerate((visual, memory)):
+        out = tmp_path / f"{number}.png"
+        assert main(["inspect", str(stored), "--picture", str(out)]) == 0
+        assert str(out) in capsys.readouterr().out
+        with Image.open(out) as page:
+            sizes.append(page.size)
+    assert sizes[0][0] == sizes[1][0] and sizes[0] != sizes[1]
+
+
+@pytest.mark.parametrize(("name", "code"), [("page.strange", 2), ("no/such/folder/page.png", 4)])
+def test_a_picture_that_cannot_be_written_is_an_error(visual, tmp_path, capsys, name, code):
+    assert main(["inspect", str(visual), "--picture", str(tmp_path / name)]) == code
+    assert "page" in capsys.readouterr().err
+
+
+def test_a_policy_that_is_none_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", GALLERY, "--out", str(tmp_path / "x.mem"), "--policy", "strange"])
+    assert stopped.value.code == 2
+    assert not (tmp_path / "x.mem").exists()

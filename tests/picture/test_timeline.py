@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vismem.memory.slots import Slot
-from vismem.timeline import Axis, apart, axes, join, packed, span_of, telling
+from vismem.picture.timeline import Axis, apart, axes, join, packed, span_of, telling
 
 NOTHING = torch.empty(0, dtype=torch.float16)
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from vismem import picture
 from vismem.memory.flash import FlashConfig, FlashMemory
 from vismem.memory.slots import Slot
-from vismem.page import Page
 from vismem.picture import Held, draw, level_colors
-from vismem.timeline import Axis
+from vismem.picture import overview as picture
+from vismem.picture.page import Page
+from vismem.picture.timeline import Axis
 
 NOTHING = torch.empty(0, dtype=torch.float16)
 LEFT, RIGHT = picture.MARGIN + picture.INSET, picture.WIDTH - picture.MARGIN - picture.INSET

@@ -1,4 +1,4 @@
-"""A memory on one page: what it saw when, what stands for it, and what that costs.
+"""Draw the page: a header, a card for every stream, a legend.
 
 Each stream has its most telling scenes in pictures, below them every scene over time, and its
 episodic moments as a strip along the axis. Pillow alone draws it.
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageOps
 
 from vismem.heads.answer import clock
-from vismem.page import Color, Page
-from vismem.timeline import Axis, Span, apart, axes, join, packed, span_of, telling
+from vismem.picture.page import Color, Page
+from vismem.picture.timeline import Axis, Span, apart, axes, join, packed, span_of, telling
 
 if TYPE_CHECKING:
     from vismem.memory.slots import Slot
