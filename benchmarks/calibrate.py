@@ -30,6 +30,8 @@ import torch
 from vismem import Frame, VisualMemory, open_stream
 from vismem.encoders.embedded import CLASS_CALIBRATION, EmbeddedEncoder
 from vismem.heads.answer import THRESHOLD, score_moments
+from vismem.memory.policies import POLICIES
+from vismem.scenes import scene_moments
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 OPENCV_DOC = Path("/usr/share/doc/opencv-doc/examples/data")
@@ -195,17 +197,20 @@ def frames(source: Source, folder: Path) -> Iterator[Frame]:
         yield Frame(image, float(number))
 
 
-def ask_all(source: Source, folder: Path, encoder: EmbeddedEncoder) -> list[Pair]:
+def ask_all(source: Source, folder: Path, encoder: EmbeddedEncoder, policy: str) -> list[Pair]:
     """Remember a source and ask it for everything that is clear."""
-    with VisualMemory(encoder=encoder) as memory:
+    with VisualMemory(encoder=encoder, policy=policy) as memory:
         for frame in frames(source, folder):
             memory.write(frame)
         memory.flush()
-        (snapshot,) = memory.snapshots().values()
+        snapshots = [*memory.snapshots().values()]
+        views = memory.visual().values()
+        snapshots += [scene_moments(view.slots(), memory.sizes) for view in views]
     pairs = []
     for thing, present in source.truth().items():
         query = encoder.query(thing)
-        probability = float(score_moments(snapshot, query, encoder)[0].max())
+        scores = [score_moments(snapshot, query, encoder)[0] for snapshot in snapshots]
+        probability = float(torch.cat(scores).max())
         score = None
         if len(query.terms) == 1 and query.terms[0].calibration == CLASS_CALIBRATION:
             slope, offset = query.terms[0].calibration
@@ -305,6 +310,7 @@ def tables(pairs: Sequence[Pair]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--opencv-doc", type=Path, default=OPENCV_DOC, metavar="FOLDER")
+    parser.add_argument("--policy", default="moments", choices=["moments", *POLICIES])
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     folders = origins(options.opencv_doc)
@@ -317,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left_out = []
     for source in SOURCES:
         if source.origin in folders and any(folders[source.origin].glob(source.file)):
-            pairs += ask_all(source, folders[source.origin], encoder)
+            pairs += ask_all(source, folders[source.origin], encoder, options.policy)
         else:
             left_out.append(f"{source.file} ({source.origin})")
     print(f"{len({p.source for p in pairs})} sources, {len(THINGS) + len(ABSENT)} things")

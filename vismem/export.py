@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vismem.errors import StoreError, UsageError, require
-from vismem.heads.answer import clock
+from vismem.heads.answer import LEAST_TOLD, clock
 from vismem.memory.episodic import EpisodicSnapshot
 from vismem.observation import LEAST_EVENT
 from vismem.picture import Held, draw
@@ -147,7 +147,9 @@ def export_picture(path: str | os.PathLike[str], out: str | os.PathLike[str]) ->
             streams[name] = Held(
                 views[name].slots() if name in views else [],
                 lambda slot: thumbnail_of(slot, sizes),
-                lambda slot: scene_label(slot, sizes, encoder.label_names, encoder.things),
+                lambda slot: scene_label(
+                    slot, sizes, encoder.label_names, encoder.things, LEAST_TOLD
+                ),
                 list(zip(*columns, strict=True)),
             )
         facts = memory.describe()

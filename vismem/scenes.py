@@ -124,16 +124,25 @@ def thumbnail_of(slot: Slot, config: EpisodicConfig) -> bytes:
     return _read(slot.note, config.colors)[2] if slot.note else b""
 
 
-def scene_label(slot: Slot, config: EpisodicConfig, names: Sequence[str], things: int) -> str:
-    """The thing that was seen surest in a scene; empty if nothing was."""
+def scene_label(
+    slot: Slot, config: EpisodicConfig, names: Sequence[str], things: int, least: float
+) -> str:
+    """The thing that was seen surest in a scene; empty if nothing was.
+
+    Args:
+        slot: The scene.
+        config: Sizes.
+        names: Name of every label.
+        things: Labels below this number name things.
+        least: Score, as of `vismem.heads.answer.term_scores`, below which nothing is named.
+    """
     if not slot.note:
         return ""
     table = _read(slot.note, config.colors)[0]
     table = table[table["label"] < things]
-    if not len(table):
-        return ""
-    sure = table["label_max"] * table["label_sum"]
-    return names[int(table["label"][int(sure.argmax())])]
+    sure = np.sqrt(table["label_max"] * table["label_sum"] / max(slot.weight, LEAST_FRAMES))
+    best = int(sure.argmax()) if len(sure) else -1
+    return names[int(table["label"][best])] if best >= 0 and sure[best] >= least else ""
 
 
 def scene_moments(slots: Sequence[Slot], config: EpisodicConfig) -> EpisodicSnapshot:

@@ -84,14 +84,17 @@ def test_the_unclear_is_left_out(calibrate: ModuleType) -> None:
     assert "lion" not in truth and "bird" not in truth
 
 
-def test_label_scores_come_back_from_probabilities(calibrate: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["moments", "flash"])
+def test_label_scores_come_back_from_probabilities(
+    calibrate: ModuleType, tmp_path: Path, policy: str
+) -> None:
     import cv2
 
     picture = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), picture)
     source = calibrate.Source("opencv-doc", "a.png", "cat", ", ".join(calibrate.ABSENT))
     encoder = calibrate.EmbeddedEncoder()
-    found = {pair.thing: pair for pair in calibrate.ask_all(source, tmp_path, encoder)}
+    found = {pair.thing: pair for pair in calibrate.ask_all(source, tmp_path, encoder, policy)}
     assert set(found) == set(calibrate.THINGS)
     assert found["cat"].present and not found["dog"].present
     assert found["person"].score is None  # has a detector and a calibration of its own
