@@ -109,7 +109,8 @@ def test_a_note_of_nothing(named: bool) -> None:
 def test_slots_without_a_note_are_no_moments() -> None:
     assert len(scene_moments([], CONFIG)) == len(scene_moments([slot(b"")], CONFIG)) == 0
     assert len(scene_moments([slot(b""), slot(note(1.0, {}))], CONFIG)) == 1
-    assert thumbnail_of(slot(b""), CONFIG) == b"" and scene_label(slot(b""), CONFIG, ["a"], 1, 0.1) == ""
+    assert thumbnail_of(slot(b""), CONFIG) == b""
+    assert scene_label(slot(b""), CONFIG, ["a"], 1, 0.1) == ""
 
 
 def test_the_best_labels_are_kept() -> None:
@@ -179,8 +180,10 @@ def test_no_note_is_larger_than_the_largest(sights) -> None:
 def test_the_label_of_a_scene_is_its_surest_thing() -> None:
     names = ["cat", "dog", "red"]
     text = join_notes(CONFIG)(note(0.0, {0: 0.5, 1: 0.625, 2: 1.0}), 1, note(1.0, {0: 0.5}), 1)
-    assert scene_label(slot(text), CONFIG, names, 2, 0.1) == "cat"  # 0.5 * 1.0 above 0.625 * 0.625
-    assert scene_label(slot(note(0.0, {2: 1.0})), CONFIG, names, 2, 0.1) == ""  # a colour is no thing
+    # 0.5 * 1.0 above 0.625 * 0.625
+    assert scene_label(slot(text), CONFIG, names, 2, 0.1) == "cat"
+    colour = slot(note(0.0, {2: 1.0}))  # is no thing
+    assert scene_label(colour, CONFIG, names, 2, 0.1) == ""
 
 
 def test_a_label_of_one_frame_is_doubted() -> None:
