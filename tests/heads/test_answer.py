@@ -477,7 +477,8 @@ def scenes_of(snapshot: EpisodicSnapshot, **columns: Sequence) -> EpisodicSnapsh
 
 def test_of_two_claims_for_one_time_the_surer_is_told(tiny: Encoder) -> None:
     weak, sure = film((10, 14, [seen(CAT, 0.6)])), film((12, 15, [seen(CAT, 0.9)]))
-    for moments, scenes in ((weak, sure), (sure, weak)):
+    merged = scenes_of(weak, start=[2.0])
+    for moments, scenes in ((merged, sure), (sure, weak)):
         reply = answer("how many times a cat?", {"a": moments}, tiny, scenes={"a": scenes})
         assert spans(reply) == [(12.0, 15.0)] and "1 time:" in reply.text
         assert reply.moments[0].score == answer("a cat", {"a": sure}, tiny).moments[0].score
@@ -490,7 +491,22 @@ def test_claims_for_times_apart_or_of_other_streams_are_both_told(tiny: Encoder)
     reply = answer("a cat", {"a": first, "b": film()}, tiny, scenes={"b": first})
     assert [moment.stream for moment in reply.moments] == ["a", "b"]
     touching = film((14, 16, [seen(CAT, 0.9)]))
-    assert spans(answer("a cat", {"a": first}, tiny, scenes={"a": touching})) == [(14.0, 16.0)]
+    merged = scenes_of(first, start=[2.0])
+    assert spans(answer("a cat", {"a": merged}, tiny, scenes={"a": touching})) == [(14.0, 16.0)]
+
+
+def test_scenes_are_heard_only_of_times_whose_moments_were_merged_or_given_up(
+    tiny: Encoder,
+) -> None:
+    nothing, cat = film((10, 14, [seen(DOG, 0.9)])), film((10, 14, [seen(CAT, 0.9)]))
+    assert answer("a cat", {"a": nothing}, tiny, scenes={"a": cat}).abstained
+    for start, told in ((9.0, 0), (8.9, 1)):  # moments of 5 s and of more
+        merged = scenes_of(nothing, start=[start])
+        reply = answer("a cat", {"a": merged}, tiny, scenes={"a": cat})
+        assert len(reply.moments) == told
+    elsewhere = scenes_of(cat, label_time=[[95.5] * 4])
+    assert spans(answer("a cat", {"a": nothing}, tiny, scenes={"a": elsewhere})) == [(95.5, 95.5)]
+    assert spans(answer("a cat", {"b": nothing}, tiny, scenes={"a": cat})) == [(10.0, 14.0)]
 
 
 def test_evidence_of_another_visit_is_told_at_its_instant(tiny: Encoder) -> None:

@@ -249,6 +249,19 @@ def either(moments: Sequence[Moment], scenes: Sequence[Moment]) -> list[Moment]:
     return kept
 
 
+def _is_told(time: float, moments: EpisodicSnapshot | None) -> bool:
+    """Whether a moment that was never merged with another tells of a time already.
+
+    It has seen more frames of that time than a scene has; a second opinion would only be another
+    chance of a false alarm.
+    """
+    if moments is None or not len(moments):
+        return False
+    start, end = moments.column("start"), moments.column("end")
+    whole = end - start <= moments.config.max_seconds
+    return bool((whole & (start <= time) & (time <= end)).any())
+
+
 def _at_its_time(moment: Moment) -> Moment:
     """A scene comes back; where its evidence is of another visit, tell that instant alone.
 
@@ -401,7 +414,8 @@ def answer(
             "how many people?", "what happened between 0:10 and 0:20?").
         snapshots: By name of stream.
         encoder: The one that wrote the memories.
-        scenes: By name of stream, what a bank of visual tokens knows, read as moments.
+        scenes: By name of stream, what a bank of visual tokens knows, read as moments; heard for
+            times whose own moments were merged or given up.
         threshold: Least calibrated probability that is claimed.
         memory: Figures of the memory, passed on in the answer.
         nearest: By name of stream, what picks the moments worth comparing in a very large memory.
@@ -437,7 +451,8 @@ def answer(
     for stream, snapshot in (scenes or {}).items():
         seen = find(snapshot, query, encoder, stream=stream, threshold=threshold, span=span)
         told = [_at_its_time(moment) for moment in seen]
-        found = either(found, [m for m in told if m.end >= span[0] and m.start <= span[1]])
+        inside = [m for m in told if m.end >= span[0] and m.start <= span[1]]
+        found = either(found, [m for m in inside if not _is_told(m.time, snapshots.get(stream))])
     found.sort(key=lambda m: -m.score)
     things = _things(query.terms) or f'"{question.strip()}"'
     if not found:
