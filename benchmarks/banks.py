@@ -15,11 +15,9 @@ from torch import Tensor
 
 from vismem.memory.base import Recall
 from vismem.memory.flash import FlashConfig, FlashMemory
-from vismem.memory.published.flash import FlashConfig as PublishedFlashConfig
-from vismem.memory.published.flash import PublishedFlash
+from vismem.memory.published.flash import PublishedFlash, PublishedFlashConfig
 from vismem.memory.published.pyramid import PublishedPyramid, PublishedPyramidConfig
-from vismem.memory.published.star import PublishedStar
-from vismem.memory.published.star import StarConfig as PublishedStarConfig
+from vismem.memory.published.star import PublishedStar, PublishedStarConfig
 from vismem.memory.pyramid import PyramidConfig, PyramidMemory
 from vismem.memory.slots import SlotMemory
 from vismem.memory.star import StarConfig, StarMemory

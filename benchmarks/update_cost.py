@@ -29,11 +29,9 @@ from torch import Tensor
 from vismem.memory.base import Memory
 from vismem.memory.flash import FlashConfig, FlashMemory
 from vismem.memory.published.clustering import NTMWeights
-from vismem.memory.published.flash import FlashConfig as PublishedFlashConfig
-from vismem.memory.published.flash import PublishedFlash
+from vismem.memory.published.flash import PublishedFlash, PublishedFlashConfig
 from vismem.memory.published.positions import pool_rows
-from vismem.memory.published.star import PublishedStar
-from vismem.memory.published.star import StarConfig as PublishedStarConfig
+from vismem.memory.published.star import PublishedStar, PublishedStarConfig
 from vismem.memory.star import StarConfig, StarMemory
 
 CODED, VECTORISED, DEFAULT = "published, as coded", "published, vectorised", "default"

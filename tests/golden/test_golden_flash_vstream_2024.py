@@ -14,7 +14,12 @@ from vismem.kernels.kmeans import kmeans_assign
 
 from vismem.memory.published import clustering
 from vismem.memory.published.clustering import NTMWeights, Slots
-from vismem.memory.published.star import PublishedStar, StarConfig, compress_video, heaviest
+from vismem.memory.published.star import (
+    PublishedStar,
+    PublishedStarConfig,
+    compress_video,
+    heaviest,
+)
 
 GROUP = "flash_vstream_2024"
 
@@ -138,9 +143,9 @@ def test_golden_flash_vstream_2024_sequence_ops(case: Case) -> None:
                 assert all(len(slot) == 1 for slots in given for slot in slots)
 
 
-def config(case: Case, frame_side: int, **changes: int) -> StarConfig:
+def config(case: Case, frame_side: int, **changes: int) -> PublishedStarConfig:
     """The sizes that a file names; the width is that of its learned weights."""
-    return StarConfig(
+    return PublishedStarConfig(
         dim=case.array("q_w").shape[1],
         frame_side=frame_side,
         side=case.value("p_compress_size"),

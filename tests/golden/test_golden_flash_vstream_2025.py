@@ -10,7 +10,7 @@ import torch
 from arrays import Case, golden
 from torch import Tensor
 
-from vismem.memory.published.flash import FlashConfig, PublishedFlash, compress_video
+from vismem.memory.published.flash import PublishedFlash, PublishedFlashConfig, compress_video
 from vismem.memory.published.flash_rule import (
     Argsort,
     FlashSnapshot,
@@ -44,8 +44,8 @@ def grid_of(case: Case, key: str) -> Grid:
     return Grid(*case.array(key).tolist())
 
 
-def config_of(case: Case, dim: int, method: str = "klarge_retrieve") -> FlashConfig:
-    return FlashConfig(dim, case.value("K_csm"), case.value("K_dam"), method=method)
+def config_of(case: Case, dim: int, method: str = "klarge_retrieve") -> PublishedFlashConfig:
+    return PublishedFlashConfig(dim, case.value("K_csm"), case.value("K_dam"), method=method)
 
 
 def draws_of(case: Case) -> tuple[torch.Generator, random.Random]:

@@ -7,10 +7,10 @@ import torch
 from contract import MemoryContract, Observation, copied, same
 from torch import Tensor
 
-from vismem.memory.published.flash import FlashConfig, PublishedFlash, compress_video
+from vismem.memory.published.flash import PublishedFlash, PublishedFlashConfig, compress_video
 from vismem.memory.published.positions import pool_rows
 
-CONFIG = FlashConfig(token_dim=6, synopsis_slots=10, detail_slots=4)
+CONFIG = PublishedFlashConfig(token_dim=6, synopsis_slots=10, detail_slots=4)
 GRID = (4, 8)
 PLENTY = 10**9
 
@@ -42,7 +42,9 @@ class TestPublishedFlash(MemoryContract):
         return PublishedFlash(CONFIG, budget)
 
     def make_other(self, budget: int) -> PublishedFlash:
-        return PublishedFlash(FlashConfig(token_dim=6, synopsis_slots=9, detail_slots=4), budget)
+        return PublishedFlash(
+            PublishedFlashConfig(token_dim=6, synopsis_slots=9, detail_slots=4), budget
+        )
 
     def observation(self, number: int, seed: int = 0) -> Observation:
         scene = noise(1, 6, seed=number // 6 + 100 * seed)
@@ -246,7 +248,7 @@ class TestPublishedFlash(MemoryContract):
     @pytest.mark.parametrize("method", ["klarge_retrieve", "nearest", "sample"])
     @pytest.mark.parametrize("detail", [0, 1, 3])
     def test_small_sizes(self, slots: int, method: str, detail: int) -> None:
-        config = FlashConfig(6, slots, detail, method=method)
+        config = PublishedFlashConfig(6, slots, detail, method=method)
         memory = PublishedFlash(config, PLENTY)
         for number in range(5):
             memory.write(**self.observation(number))

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vismem.memory.published import flash_rule
 from vismem.memory.published.flash_rule import (
-    FlashConfig,
+    PublishedFlashConfig,
     compress,
     kmeans_ordered,
     retrieve_detail,
 )
 
-CONFIG = FlashConfig(token_dim=6, synopsis_slots=10, detail_slots=4)
+CONFIG = PublishedFlashConfig(token_dim=6, synopsis_slots=10, detail_slots=4)
 
 
 def draws(seed: int = 0) -> tuple[torch.Generator, random.Random]:
@@ -30,7 +30,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 def test_a_config_without_sense_is_refused() -> None:
     for wrong in ({"token_dim": 0}, {"pool": 0}, {"synopsis_slots": -1}, {"method": "merge"}):
         with pytest.raises(ValueError):
-            FlashConfig(**wrong)  # type: ignore[arg-type]
+            PublishedFlashConfig(**wrong)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- clustering

@@ -21,12 +21,12 @@ from vismem.memory.published.clustering import (
 )
 from vismem.memory.published.star import (
     PublishedStar,
-    StarConfig,
+    PublishedStarConfig,
     compress_video,
     heaviest,
 )
 
-SMALL = StarConfig(
+SMALL = PublishedStarConfig(
     dim=6,
     frame_side=4,
     side=2,
@@ -38,11 +38,11 @@ SMALL = StarConfig(
 )
 
 
-def changed(**changes: object) -> StarConfig:
-    return StarConfig(**(vars(SMALL) | changes))  # type: ignore[arg-type]
+def changed(**changes: object) -> PublishedStarConfig:
+    return PublishedStarConfig(**(vars(SMALL) | changes))  # type: ignore[arg-type]
 
 
-def video(frames: int, seed: int = 0, config: StarConfig = SMALL) -> Tensor:
+def video(frames: int, seed: int = 0, config: PublishedStarConfig = SMALL) -> Tensor:
     draws = torch.Generator().manual_seed(seed)
     return torch.randn(frames, config.frame_side**2, config.dim, generator=draws)
 
@@ -118,7 +118,7 @@ def test_the_budget_is_what_a_full_memory_holds(changes: dict[str, object]) -> N
     ]
 
 
-def with_all_frames(clips: list[Tensor], config: StarConfig) -> Tensor:
+def with_all_frames(clips: list[Tensor], config: PublishedStarConfig) -> Tensor:
     """The published rule with the buffer that grows for ever, as the description has it."""
     draws, coins = torch.Generator().manual_seed(0), random.Random(0)
     ntm = NTMWeights.random(config.dim)

@@ -24,9 +24,9 @@ from torch import Tensor
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
 from vismem.memory.published.flash_rule import (
     Argsort,
-    FlashConfig,
     FlashSnapshot,
     Method,
+    PublishedFlashConfig,
     compress,
     compress_video,
     kmeans_ordered,
@@ -36,7 +36,7 @@ from vismem.memory.published.flash_rule import (
 from vismem.memory.published.positions import pool_rows
 
 __all__ = [
-    "FlashConfig",
+    "PublishedFlashConfig",
     "FlashSnapshot",
     "PublishedFlash",
     "compress_video",
@@ -64,7 +64,7 @@ class PublishedFlash(Memory):
         coins: Draws rows for empty clusters.
 
     Example:
-        >>> memory = PublishedFlash(FlashConfig(token_dim=8), budget="1MB")
+        >>> memory = PublishedFlash(PublishedFlashConfig(token_dim=8), budget="1MB")
         >>> _ = memory.write(torch.ones(16, 8), time=0.0)
         >>> memory.snapshot().rows().shape
         torch.Size([20, 8])
@@ -72,7 +72,7 @@ class PublishedFlash(Memory):
 
     def __init__(
         self,
-        config: FlashConfig,
+        config: PublishedFlashConfig,
         budget: Budget | int | str,
         argsort: Argsort = stable_argsort,
     ):

@@ -37,7 +37,7 @@ Argsort = Callable[[Tensor, bool], Tensor]
 
 
 @dataclass(frozen=True)
-class FlashConfig:
+class PublishedFlashConfig:
     """Sizes of the memory; the published ones but for the width, which is the encoder's.
 
     Args:
@@ -171,7 +171,7 @@ def _nearest(queries: Tensor, blocks: Sequence[Tensor]) -> Tensor:
 
 
 def compress(
-    config: FlashConfig,
+    config: PublishedFlashConfig,
     slots: Tensor,
     weights: Tensor,
     generator: torch.Generator,
@@ -306,7 +306,7 @@ class FlashSnapshot:
 
 def compress_video(
     high: Tensor,
-    config: FlashConfig,
+    config: PublishedFlashConfig,
     grid: tuple[int, int],
     low: Tensor | None = None,
     argsort: Argsort = stable_argsort,

@@ -37,11 +37,18 @@ from vismem.memory.published.clustering import (
     weighted_kmeans,
 )
 
-__all__ = ["PublishedStar", "Star", "StarConfig", "StarSnapshot", "compress_video", "heaviest"]
+__all__ = [
+    "PublishedStar",
+    "Star",
+    "PublishedStarConfig",
+    "StarSnapshot",
+    "compress_video",
+    "heaviest",
+]
 
 
 @dataclass(frozen=True)
-class StarConfig:
+class PublishedStarConfig:
     """Sizes of a STAR memory; the defaults are the published ones.
 
     Args:
@@ -136,7 +143,7 @@ def _key_ids(x: Tensor, centres: Tensor, rows: Tensor) -> Tensor:
 
 def compress_video(
     video: Tensor,
-    config: StarConfig,
+    config: PublishedStarConfig,
     ntm: NTMWeights,
     permutations: torch.Generator,
     coins: random.Random,
@@ -231,7 +238,7 @@ class PublishedStar(Memory):
         ValueError: If the learned weights are for tokens of another width.
 
     Example:
-        >>> memory = PublishedStar(StarConfig(dim=32))
+        >>> memory = PublishedStar(PublishedStarConfig(dim=32))
         >>> for second in range(30):
         ...     _ = memory.write(torch.full((256, 32), 0.1 * second), time=second)
         >>> len(memory.read().tokens)  # 25 * 1 + 25 * 16 + (3 + 1) * 64
@@ -240,7 +247,7 @@ class PublishedStar(Memory):
 
     def __init__(
         self,
-        config: StarConfig,
+        config: PublishedStarConfig,
         ntm: NTMWeights | None = None,
         *,
         permutations: torch.Generator | None = None,
