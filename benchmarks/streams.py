@@ -242,7 +242,7 @@ class Casting:
     def _patrol(self, seed: int, day: bool = False) -> Script:
         """A round through the background, again and again."""
         period = self.day_period if day else self.period
-        dwell = max(20.0, (4 if day else 2) * period)
+        dwell = (1.5 if day else 2.0) * period
         turn = np.random.default_rng([seed, 2]).permutation(self.background).tolist()
         room = (len(self.scenes) - self.background) // self.seeds
         count = min(self.events, room)

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vismem.memory.base import Recall
+from vismem.memory.observations import OVERHEAD as KEPT_OVERHEAD
 from vismem.memory.published.pyramid import PublishedPyramid, PublishedPyramidConfig
 from vismem.memory.pyramid import OVERHEAD, PyramidConfig, PyramidMemory, _Entry
 from vismem.memory.slots import pool_grid
-from vismem.memory.ward import OVERHEAD as KEPT_OVERHEAD
 
 DIM, EMBEDDING, TOKENS = 8, 6, 12
 GRIDS = [(3, 4), (4, 3), (2, 6), (1, 12)]

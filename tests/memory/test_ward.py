@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from vismem.kernels.ward import reference
 
-from vismem.memory.slots import Slot, pool_grid
-from vismem.memory.ward import (
+from vismem.memory.observations import (
     OVERHEAD,
     Observation,
-    WardClusters,
     observations_from,
     observations_state,
 )
+from vismem.memory.slots import Slot, pool_grid
+from vismem.memory.ward import WardClusters
 
 DIM, EMBEDDING, GAP = 4, 3, 2.0
 GRIDS = [(1, 1), (1, 7), (7, 1), (3, 5), (2, 2), (4, 4)]

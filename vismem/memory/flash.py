@@ -26,13 +26,9 @@ import torch
 from torch import Tensor
 
 from vismem.memory.base import Budget, WriteReport
+from vismem.memory.observations import Observation, observations_from, observations_state
 from vismem.memory.slots import JoinNotes, Slot, SlotMemory, SlotSnapshot, check_observation
-from vismem.memory.ward import (
-    Observation,
-    WardClusters,
-    observations_from,
-    observations_state,
-)
+from vismem.memory.ward import WardClusters
 
 __all__ = ["FlashConfig", "FlashMemory"]
 

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vismem.memory.base import Budget, WriteReport
+from vismem.memory.observations import Observation, observations_from, observations_state
 from vismem.memory.slots import (
     JoinNotes,
     Slot,
@@ -34,7 +35,6 @@ from vismem.memory.slots import (
     check_observation,
     pool_grid,
 )
-from vismem.memory.ward import Observation, observations_from, observations_state
 
 __all__ = ["PyramidConfig", "PyramidMemory"]
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vismem.memory.base import Budget, WriteReport
 from vismem.memory.flash import FlashConfig, FlashMemory
-from vismem.memory.ward import Observation
+from vismem.memory.observations import Observation
 
 __all__ = ["StarConfig", "StarMemory"]
 
