@@ -4,84 +4,100 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
-# Told apart by the colour-blind (Okabe and Ito).
-COLORS = ("#0072b2", "#009e73", "#56b4e9", "#d55e00", "#cc79a7", "#e69f00", "#000000", "#999999")
-WIDTH, HEIGHT = 150, 96  # of a panel's axes, in pixels
-LEFT, TOP, GAP_X, GAP_Y = 64, 56, 16, 20
-FONT = 'font-family="sans-serif" font-size="11"'
+WIDTH, HEIGHT = 190, 110  # of a panel's axes, in pixels
+LEFT, TOP, GAP_X, GAP_Y, KEY = 44, 92, 26, 58, 190
+FONT = 'font-family="sans-serif" font-size="12"'
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a curve is drawn.
+
+    Args:
+        color: Of the line.
+        width: Of the line; the thinner lie on the wider, so that equal curves are all seen.
+        dash: Lengths of dashes and gaps, as in SVG; empty for a whole line.
+    """
+
+    color: str
+    width: float = 1.2
+    dash: str = ""
+
+    def __str__(self) -> str:
+        dash = f' stroke-dasharray="{self.dash}"' if self.dash else ""
+        return f'fill="none" stroke="{self.color}" stroke-width="{self.width}"{dash}'
 
 
 def draw(
-    panels: Mapping[tuple[str, str], Mapping[str, Sequence[float]]],
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
     ticks: Sequence[str],
     title: str,
+    styles: Mapping[str, Style],
+    columns: int = 4,
 ) -> str:
-    """Draw curves between 0 and 1, a panel for each row and column.
+    """Draw curves between 0 and 1, some panels beside each other.
 
     Args:
-        panels: ``{(row, column): {curve: values}}``; NaN leaves a gap.
-        ticks: Names of the places along x, one a value.
+        panels: ``{name: {curve: values}}``; NaN leaves a gap.
+        ticks: Names of the places along x, one a value; those without any value are left out.
         title: Of the whole.
+        styles: Of each curve, in the order of the key.
+        columns: Panels in a row.
 
     Returns:
         The text of an SVG file.
     """
-    rows = list(dict.fromkeys(row for row, _ in panels))
-    columns = list(dict.fromkeys(column for _, column in panels))
-    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    color = {name: COLORS[n % len(COLORS)] for n, name in enumerate(names)}
-    across = LEFT + len(columns) * (WIDTH + GAP_X)
-    down = TOP + len(rows) * (HEIGHT + GAP_Y) + 50
+    rows = math.ceil(len(panels) / columns)
+    across = LEFT + columns * (WIDTH + GAP_X)
+    down = TOP + rows * (HEIGHT + GAP_Y)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {across} {down}" {FONT}>',
         f'<rect width="{across}" height="{down}" fill="white"/>',
-        _text(8, 16, title, "start", "bold"),
+        _text(8, 18, title, "start", "bold"),
     ]
-    for n, name in enumerate(names):
-        x = 8 + n * 140
-        parts.append(f'<path d="M{x} 30h18" stroke="{color[name]}" stroke-width="2"/>')
-        parts.append(_text(x + 22, 34, name, "start"))
-    for n, column in enumerate(columns):
-        parts.append(_text(LEFT + n * (WIDTH + GAP_X) + WIDTH / 2, TOP - 5, column))
-    step = WIDTH / max(1, len(ticks) - 1)
-    for number, row in enumerate(rows):
-        top = TOP + number * (HEIGHT + GAP_Y)
-        parts.append(_text(LEFT - 34, top + HEIGHT / 2, row, "end"))
+    per_row = max(1, (across - 16) // KEY)
+    for n, (name, style) in enumerate(styles.items()):
+        x, y = 8 + n % per_row * KEY, 38 + n // per_row * 17
+        parts.append(f'<path class="key" d="M{x} {y}h26" {style}/>')
+        parts.append(_text(x + 32, y + 4, name, "start"))
+    top_of_all = TOP + (len(styles) - 1) // per_row * 17 - 17
+    for number, (name, curves) in enumerate(panels.items()):
+        left = LEFT + number % columns * (WIDTH + GAP_X)
+        top = top_of_all + number // columns * (HEIGHT + GAP_Y)
+        parts.append(_text(left + WIDTH / 2, top - 6, name))
         for value in (0, 1):
-            parts.append(_text(LEFT - 5, top + HEIGHT * (1 - value) + 4, f"{value:.0%}", "end"))
-        for place, column in enumerate(columns):
-            left = LEFT + place * (WIDTH + GAP_X)
-            parts.append(
-                f'<rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" fill="none" '
-                'stroke="#bbbbbb"/>'
-            )
-            for name, values in panels.get((row, column), {}).items():
-                path = _path(values, left, top, step)
-                parts.append(f'<path d="{path}" fill="none" stroke="{color[name]}"/>')
-    for place in range(len(columns)):
-        for n, tick in enumerate(ticks):
-            x = LEFT + place * (WIDTH + GAP_X) + n * step
-            y = TOP + len(rows) * (HEIGHT + GAP_Y) - GAP_Y + 8
-            turned = f'transform="rotate(40 {x:.0f} {y})"'
-            parts.append(f'<text x="{x:.0f}" y="{y}" font-size="8" {turned}>{escape(tick)}</text>')
+            y = top + HEIGHT * (1 - value)
+            parts.append(f'<path class="axis" d="M{left} {y}h{WIDTH}" stroke="#cccccc"/>')
+            if number % columns == 0:
+                parts.append(_text(left - 6, y + 4, f"{value:.0%}", "end"))
+        shown = [n for n in range(len(ticks)) if any(not math.isnan(c[n]) for c in curves.values())]
+        step = WIDTH / max(1, len(shown) - 1)
+        for place, n in enumerate(shown):
+            anchor = "start" if not place else "end" if n == shown[-1] else "middle"
+            parts.append(_text(left + place * step, top + HEIGHT + 16, ticks[n], anchor, size=9))
+        for curve in sorted(curves, key=lambda curve: -styles[curve].width):
+            path = _path([curves[curve][n] for n in shown], left, top, step)
+            parts.append(f'<path d="{path}" {styles[curve]}/>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal") -> str:
+def _text(
+    x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal", size: int = 12
+) -> str:
     where = f'x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" font-weight="{weight}"'
-    return f"<text {where}>{escape(text)}</text>"
+    return f'<text {where} font-size="{size}">{escape(text)}</text>'
 
 
 def _path(values: Sequence[float], left: float, top: float, step: float) -> str:
-    """Dots joined by lines, broken where a value is NaN."""
+    """Lines from value to value, broken where one is NaN."""
     path, pen = "", "M"
     for n, value in enumerate(values):
         if math.isnan(value):
             pen = "M"
             continue
-        x, y = left + n * step, top + HEIGHT * (1 - value)
-        path += f"{pen}{x:.1f} {y:.1f}m-2 0a2 2 0 1 0 4 0a2 2 0 1 0 -4 0m2 0"
+        path += f"{pen}{left + n * step:.1f} {top + HEIGHT * (1 - value):.1f}"
         pen = "L"
     return path

@@ -330,14 +330,20 @@ def test_claims_are_computed(bench) -> None:
 
 
 def test_curves_are_drawn_and_broken(bench) -> None:
-    panels = {("256", "a & b"): {"flash": [1.0, 0.5, 0.0], "fifo": [math.nan, 0.25, math.nan]}}
-    text = bench.curves.draw(panels, ["x", "y", "z"], "title")
+    c = bench.curves
+    values = {"thick": [1.0, 0.5, 0.0, math.nan], "thin": [0.5, math.nan, 0.25, math.nan]}
+    styles = {"thick": c.Style("#111111", 3.0), "thin": c.Style("#222222", 1.0, "5 3")}
+    text = c.draw({"a & b": values, "c": {"thin": [0.0, 1.0, 1.0, 1.0]}}, "wxyz", "title", styles)
     root = ElementTree.fromstring(text)
-    curves = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path")][2:]
-    assert [curve.count("L") for curve in curves] == [2, 0]
-    top, left = bench.curves.TOP, bench.curves.LEFT
-    assert curves[0].startswith(f"M{left:.1f} {top:.1f}m")
-    assert curves[1].startswith(f"M{left + 75:.1f} {top + 72:.1f}m")
+    paths = [p for p in root.iter("{http://www.w3.org/2000/svg}path") if not p.get("class")]
+    assert [p.get("stroke") for p in paths] == ["#222222", "#111111", "#222222"]  # thick is above
+    thin, thick, other = (p.get("d") for p in paths)
+    assert (thin.count("M"), thin.count("L"), thick.count("L"), other.count("L")) == (2, 0, 2, 3)
+    left, top = (float(x) for x in thick[1:].split("L")[0].split())
+    assert left == c.LEFT and f"L{left + c.WIDTH / 2:.1f} {top + c.HEIGHT / 2:.1f}" in thick
+    assert thick.endswith(f"L{left + c.WIDTH:.1f} {top + c.HEIGHT:.1f}")  # no room for what is not
+    assert other.startswith(f"M{left + c.WIDTH + c.GAP_X:.1f} {top + c.HEIGHT:.1f}")
+    assert [p.get("stroke-dasharray") for p in paths] == ["5 3", None, "5 3"]
 
 
 # ---------------------------------------------------------------------------- all of it
