@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 190, 110  # of a panel's axes, in pixels
-LEFT, TOP, GAP_X, GAP_Y, KEY = 44, 92, 26, 58, 190
+LEFT, TOP, GAP_X, GAP_Y, KEY = 44, 92, 34, 58, 190
 FONT = 'font-family="sans-serif" font-size="12"'
 
 
@@ -76,7 +76,7 @@ def draw(
         shown = [n for n in range(len(ticks)) if any(not math.isnan(c[n]) for c in curves.values())]
         step = WIDTH / max(1, len(shown) - 1)
         for place, n in enumerate(shown):
-            anchor = "start" if not place else "end" if n == shown[-1] else "middle"
+            anchor = "end" if place and n == shown[-1] else "middle"
             parts.append(_text(left + place * step, top + HEIGHT + 16, ticks[n], anchor, size=9))
         for curve in sorted(curves, key=lambda curve: -styles[curve].width):
             path = _path([curves[curve][n] for n in shown], left, top, step)

@@ -373,10 +373,10 @@ def claim_better(rows: Sequence[Row]) -> Iterator[str]:
 
 # Told apart by the colour-blind (Okabe and Ito); what is published is dashed like what it became.
 STYLES = {
-    "flash": Style("#0072b2", 3.2),
-    "star": Style("#009e73", 2.4, "1 5"),
-    "pyramid": Style("#d55e00", 2.0),
-    "adjacent merge": Style("#cc79a7", 2.0),
+    "flash": Style("#0072b2", 2.2),
+    "star": Style("#009e73", 4.5),
+    "pyramid": Style("#d55e00", 2.2),
+    "adjacent merge": Style("#e3afcb", 7.0),
     "published flash": Style("#0072b2", 1.2, "5 3"),
     "published star": Style("#009e73", 1.2, "5 3"),
     "published pyramid": Style("#d55e00", 1.2, "5 3"),
@@ -398,9 +398,7 @@ def chart(rows: Sequence[Row]) -> str:
             continue
         values = [float(np.mean(kept)) if (kept := row.kept(a)) else math.nan for a in AGE_NAMES]
         panels.setdefault(row.stream, {})[name] = values
-    title = (
-        f"Share of planted events still held, by age; each memory has the bytes of {size} tokens"
-    )
+    title = f"Share of planted events still held, by age; each memory has {size} tokens' bytes"
     return draw(panels, AGE_NAMES, title, STYLES)
 
 

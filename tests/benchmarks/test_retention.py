@@ -336,14 +336,14 @@ def test_curves_are_drawn_and_broken(bench) -> None:
     text = c.draw({"a & b": values, "c": {"thin": [0.0, 1.0, 1.0, 1.0]}}, "wxyz", "title", styles)
     root = ElementTree.fromstring(text)
     paths = [p for p in root.iter("{http://www.w3.org/2000/svg}path") if not p.get("class")]
-    assert [p.get("stroke") for p in paths] == ["#222222", "#111111", "#222222"]  # thick is above
-    thin, thick, other = (p.get("d") for p in paths)
+    assert [p.get("stroke") for p in paths] == ["#111111", "#222222", "#222222"]  # thin is above
+    thick, thin, other = (p.get("d") for p in paths)
     assert (thin.count("M"), thin.count("L"), thick.count("L"), other.count("L")) == (2, 0, 2, 3)
     left, top = (float(x) for x in thick[1:].split("L")[0].split())
     assert left == c.LEFT and f"L{left + c.WIDTH / 2:.1f} {top + c.HEIGHT / 2:.1f}" in thick
     assert thick.endswith(f"L{left + c.WIDTH:.1f} {top + c.HEIGHT:.1f}")  # no room for what is not
     assert other.startswith(f"M{left + c.WIDTH + c.GAP_X:.1f} {top + c.HEIGHT:.1f}")
-    assert [p.get("stroke-dasharray") for p in paths] == ["5 3", None, "5 3"]
+    assert [p.get("stroke-dasharray") for p in paths] == [None, "5 3", "5 3"]
 
 
 # ---------------------------------------------------------------------------- all of it
