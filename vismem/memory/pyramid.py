@@ -39,6 +39,7 @@ from vismem.memory.slots import (
 __all__ = ["PyramidConfig", "PyramidMemory"]
 
 OVERHEAD = 8 * 5  # bytes: first and last time, weight, level, similarity to the next
+ALIKE = 0.9  # cosine of the mean tokens
 COARSEST = 4  # times the bytes of all other levels together
 
 
@@ -121,14 +122,14 @@ class _Entry:
         """This and its neighbour, as one.
 
         The sharper stands for both, and of equals the heavier or the earlier. Tokens of one level
-        become their weighted mean.
+        become their weighted mean if they are alike; that of two scenes would be neither.
         """
         if (other.level, -other.weight) < (self.level, -self.weight):
             return other.merged(self, max_gap, join)
         a, b, weight = self.kept, other.kept, self.weight + other.weight
         share = other.weight / weight
         tokens, grid = a.tokens, a.grid
-        if self.level == other.level:
+        if self.level == other.level and _similarity(self, other) >= ALIKE:
             grid = min(a.grid[0], b.grid[0]), min(a.grid[1], b.grid[1])
             own, others = (pool_grid(o.tokens.float(), o.grid, grid) for o in (a, b))
             tokens = torch.lerp(own, others, share).half()
