@@ -327,6 +327,10 @@ class MemoryContract(ABC):
         assert min(sizes[1000:]) > self.small / 2  # used, too
         state = sum(tensor.nbytes for tensor in memory.state_dict().values())
         assert state < 2 * self.small
-        (early, early_sum), (late, late_sum) = costs[1], costs[-1]
+        # The best of some turns: what else the machine does is not the memory's cost.
+        (early, early_sum), (late, late_sum) = (
+            tuple(min(turn[n] for turn in turns) for n in (0, 1))
+            for turns in (costs[1:9], costs[-8:])
+        )
         assert late < 1.5 * early, f"median {early / 1e3:.0f} us grew to {late / 1e3:.0f} us"
         assert late_sum < 2 * early_sum, "writes grew dear, if not the usual one"
