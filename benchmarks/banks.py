@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -13,13 +14,13 @@ from einops import rearrange
 from scenes import SIDE
 from torch import Tensor
 
+from vismem.memory.bank import SlotMemory
 from vismem.memory.base import Recall
 from vismem.memory.flash import FlashConfig, FlashMemory
 from vismem.memory.published.flash import PublishedFlash, PublishedFlashConfig
 from vismem.memory.published.pyramid import PublishedPyramid, PublishedPyramidConfig
 from vismem.memory.published.star import PublishedStar, PublishedStarConfig
 from vismem.memory.pyramid import PyramidConfig, PyramidMemory
-from vismem.memory.slots import SlotMemory
 from vismem.memory.star import StarConfig, StarMemory
 
 GRID = (SIDE, SIDE)
@@ -78,16 +79,16 @@ class Bank:
         return self.memory.nbytes
 
 
-class Published:
+class Published(ABC):
     """What the published banks share: what they give is all tokens, whatever is asked."""
 
     def find(self, tokens: Tensor, embeddings: Tensor, limit: int) -> list[list[Entry]]:
         """See `Policy.find`."""
         return search(self.entries(), tokens, limit)
 
+    @abstractmethod
     def entries(self) -> Sequence[Entry]:
         """See `Policy.entries`."""
-        raise NotImplementedError
 
 
 class Pyramid(Published):

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from vismem.clock import StreamClock
+from vismem.memory.bank import SlotMemory
 from vismem.memory.base import WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicMemory, Segment
 from vismem.memory.policies import make_bank
-from vismem.memory.slots import SlotMemory
 from vismem.observation import arguments
 from vismem.scenes import grid_of, join_notes, largest_note, write_note
 

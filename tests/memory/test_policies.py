@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from vismem.memory.bank import SlotMemory
 from vismem.memory.flash import FlashMemory
 from vismem.memory.policies import POLICIES, make_bank
 from vismem.memory.pyramid import PyramidMemory
-from vismem.memory.slots import SlotMemory
 from vismem.memory.star import StarMemory
 
 

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vismem.memory.bank import check_observation
 from vismem.memory.slots import (
     Slot,
     SlotSnapshot,
     cell_positions,
-    check_observation,
     pool_grid,
     read_slots,
 )

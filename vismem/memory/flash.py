@@ -25,9 +25,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vismem.memory.bank import SlotMemory
 from vismem.memory.base import Budget, WriteReport
 from vismem.memory.observations import Observation, observations_from, observations_state
-from vismem.memory.slots import JoinNotes, Slot, SlotMemory, SlotSnapshot, check_observation
+from vismem.memory.slots import JoinNotes, Slot, SlotSnapshot
 from vismem.memory.ward import WardClusters
 
 __all__ = ["FlashConfig", "FlashMemory"]
@@ -102,6 +103,8 @@ class FlashMemory(SlotMemory):
         (40, 1, 9.0)
     """
 
+    config: FlashConfig
+
     def __init__(
         self,
         config: FlashConfig,
@@ -142,41 +145,6 @@ class FlashMemory(SlotMemory):
         return min(recent, float(self._past.first.min())) if len(self._past) else recent
 
     # ------------------------------------------------------------------ writing
-
-    def check(
-        self,
-        tokens: Tensor,
-        time: float,
-        *,
-        grid: tuple[int, int] | None = None,
-        embedding: Tensor | None = None,
-        note: bytes = b"",
-    ) -> None:
-        """Refuse what `write` would refuse, and change nothing; see `SlotMemory.check`."""
-        self._checked(tokens, time, grid, embedding, note)
-
-    def _checked(
-        self,
-        tokens: Tensor,
-        time: float,
-        grid: tuple[int, int] | None,
-        embedding: Tensor | None,
-        note: bytes,
-    ) -> Observation:
-        config, time = self.config, float(time)
-        held, grid, direction = check_observation(
-            tokens,
-            time,
-            grid=grid,
-            embedding=embedding,
-            note=note,
-            token_dim=config.token_dim,
-            max_tokens=config.max_tokens,
-            embedding_dim=config.embedding_dim,
-            max_note=config.max_note,
-            last=self._last if self._writes else None,
-        )
-        return Observation(time, time, time, self._writes, held, grid, direction, note)
 
     @torch.inference_mode(False)
     def write(  # type: ignore[override]  # names what it takes instead of any context

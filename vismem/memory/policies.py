@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from vismem.memory.bank import SlotMemory
 from vismem.memory.base import Budget
 from vismem.memory.flash import FlashConfig, FlashMemory
 from vismem.memory.pyramid import PyramidConfig, PyramidMemory
-from vismem.memory.slots import JoinNotes, SlotMemory
+from vismem.memory.slots import JoinNotes
 from vismem.memory.star import StarConfig, StarMemory
 
 __all__ = ["POLICIES", "make_bank"]

@@ -25,16 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vismem.memory.bank import SlotMemory
 from vismem.memory.base import Budget, WriteReport
 from vismem.memory.observations import Observation, observations_from, observations_state
-from vismem.memory.slots import (
-    JoinNotes,
-    Slot,
-    SlotMemory,
-    SlotSnapshot,
-    check_observation,
-    pool_grid,
-)
+from vismem.memory.slots import JoinNotes, Slot, SlotSnapshot, pool_grid
 
 __all__ = ["PyramidConfig", "PyramidMemory"]
 
@@ -172,6 +166,8 @@ class PyramidMemory(SlotMemory):
         ((4, 4), 59.0, 60)
     """
 
+    config: PyramidConfig
+
     def __init__(
         self,
         config: PyramidConfig,
@@ -203,41 +199,6 @@ class PyramidMemory(SlotMemory):
         return self._entries[0].first if self._entries else math.inf
 
     # ------------------------------------------------------------------ writing
-
-    def check(
-        self,
-        tokens: Tensor,
-        time: float,
-        *,
-        grid: tuple[int, int] | None = None,
-        embedding: Tensor | None = None,
-        note: bytes = b"",
-    ) -> None:
-        """Refuse what `write` would refuse, and change nothing; see `SlotMemory.check`."""
-        self._checked(tokens, time, grid, embedding, note)
-
-    def _checked(
-        self,
-        tokens: Tensor,
-        time: float,
-        grid: tuple[int, int] | None,
-        embedding: Tensor | None,
-        note: bytes,
-    ) -> Observation:
-        config, time = self.config, float(time)
-        held, grid, direction = check_observation(
-            tokens,
-            time,
-            grid=grid,
-            embedding=embedding,
-            note=note,
-            token_dim=config.token_dim,
-            max_tokens=config.max_tokens,
-            embedding_dim=config.embedding_dim,
-            max_note=config.max_note,
-            last=self._last if self._writes else None,
-        )
-        return Observation(time, time, time, self._writes, held, grid, direction, note)
 
     def write(  # type: ignore[override]  # names what it takes instead of any context
         self,

@@ -8,7 +8,6 @@ true time. Banks differ in what they merge; what is held is read in one way.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,15 +16,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vismem.memory.base import Budget, Memory, Recall, WriteReport, check_write
+from vismem.memory.base import Recall
 
 __all__ = [
     "JoinNotes",
     "Slot",
-    "SlotMemory",
     "SlotSnapshot",
     "cell_positions",
-    "check_observation",
     "pool_grid",
     "read_slots",
 ]
@@ -192,75 +189,6 @@ def read_slots(
     )
 
 
-class SlotMemory(Memory):
-    """A bank of visual tokens: what the pipeline can take as its visual memory."""
-
-    @abstractmethod
-    def write(  # type: ignore[override]  # names what it takes instead of any context
-        self,
-        tokens: Tensor,
-        time: float,
-        *,
-        grid: tuple[int, int] | None = None,
-        embedding: Tensor | None = None,
-        note: bytes = b"",
-    ) -> WriteReport:
-        """Add one frame.
-
-        Args:
-            tokens: ``(N, D)``, row by row of a grid of cells.
-            time: Seconds, never earlier than the write before.
-            grid: Rows and columns, ``rows * columns == N``; by default square if ``N`` is a square
-                and one row otherwise.
-            embedding: ``(E,)`` in the space of queries; needed where ``E`` is above 0.
-            note: At most ``max_note`` bytes that stay with the frame.
-
-        Raises:
-            ValueError: If anything does not fit or is not finite; the memory is then unchanged.
-        """
-
-    @abstractmethod
-    def check(
-        self,
-        tokens: Tensor,
-        time: float,
-        *,
-        grid: tuple[int, int] | None = None,
-        embedding: Tensor | None = None,
-        note: bytes = b"",
-    ) -> None:
-        """Refuse what `write` would refuse, and change nothing.
-
-        Raises:
-            ValueError: If anything does not fit or is not finite.
-        """
-
-    @abstractmethod
-    def snapshot(self) -> SlotSnapshot:
-        """Give an immutable view, at a cost that does not grow with what is held unchanged."""
-
-    @abstractmethod
-    def set_budget(self, budget: Budget | int | str) -> WriteReport:
-        """Take another budget, at once; reports what that merged and dropped."""
-
-    @abstractmethod
-    def forget(self, start: float, end: float) -> int:
-        """Give up every slot that may hold something of a span of time, whole.
-
-        Args:
-            start: First second of the span; minus infinity forgets by age.
-            end: Last second of the span.
-
-        Returns:
-            How many slots are gone.
-        """
-
-    @property
-    @abstractmethod
-    def oldest(self) -> float:
-        """When the oldest observation still held was seen; infinity if nothing is held."""
-
-
 # --------------------------------------------------------------------------- operators
 
 
@@ -294,58 +222,3 @@ def cell_positions(grid: tuple[int, int]) -> Tensor:
     rows, columns = grid
     y, x = (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2)
-
-
-def check_observation(
-    tokens: Tensor,
-    time: float,
-    *,
-    grid: tuple[int, int] | None,
-    embedding: Tensor | None,
-    note: bytes,
-    token_dim: int,
-    max_tokens: int,
-    embedding_dim: int,
-    max_note: int,
-    last: float | None,
-) -> tuple[Tensor, tuple[int, int], Tensor]:
-    """Refuse an observation that no bank of slots can take.
-
-    Args:
-        tokens: What is written.
-        time: Its time in seconds.
-        grid: Rows and columns of the tokens, if given.
-        embedding: In the space of queries, if given.
-        note: What stays with it.
-        token_dim: The width ``D`` that the bank was made for.
-        max_tokens: The most tokens it takes.
-        embedding_dim: The width ``E`` of embeddings; 0 for none.
-        max_note: The most bytes that a note may have.
-        last: The time of the write before, if there was one.
-
-    Returns:
-        Copies of the tokens in float16, the grid, and the embedding in float16 of unit length.
-
-    Raises:
-        ValueError: If anything is wrong, naming it.
-    """
-    check_write(tokens, time, token_dim, max_tokens, last)
-    count = len(tokens)
-    side = math.isqrt(count)
-    rows, columns = grid or ((side, side) if side * side == count else (1, count))
-    if rows * columns != count or rows < 1:
-        raise ValueError(f"a grid of {rows} rows and {columns} columns has not {count} tokens")
-    halves = tokens.detach().to("cpu", torch.float16, copy=True)
-    if not torch.isfinite(halves).all():
-        raise ValueError("tokens must be within ±65504, the range of float16")
-    if embedding is None:
-        if embedding_dim:
-            raise ValueError(f"an embedding of ({embedding_dim},) is needed")
-        embedding = torch.empty(0)
-    if tuple(embedding.shape) != (embedding_dim,):
-        raise ValueError(f"embedding must be ({embedding_dim},), not {tuple(embedding.shape)}")
-    if not torch.isfinite(embedding).all():
-        raise ValueError("embedding holds NaN or infinity")
-    if len(note) > max_note:
-        raise ValueError(f"a note has at most {max_note} bytes, not {len(note)}")
-    return halves, (rows, columns), F.normalize(embedding.detach().double().cpu(), dim=0).half()
