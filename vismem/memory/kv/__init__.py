@@ -1,0 +1,1 @@
+"""Keys and values of a language model over an endless stream: blocks, tiers, retrieval."""

@@ -1,0 +1,1 @@
+"""Networks that host a memory: video language models over an endless stream."""
