@@ -90,8 +90,9 @@ def tiny_tokenizer(name: str) -> Any:
 
 
 def tiny_family(name: str, *, seed: int = 0, **text: Any) -> Family:
-    """A tiny model behind its family's interface."""
-    return family_of(tiny_model(name, seed=seed, **text), tiny_tokenizer(name))
+    """A tiny model behind its family's interface; frames of 84 x 84 become 9 tokens or so."""
+    options = {"frame_tokens": (4, 16)} if name.startswith("qwen") else {}
+    return family_of(tiny_model(name, seed=seed, **text), tiny_tokenizer(name), **options)
 
 
 def _llava_onevision(text: dict[str, Any]) -> Any:
@@ -104,4 +105,49 @@ def _llava_onevision(text: dict[str, Any]) -> Any:
     return transformers.LlavaOnevisionForConditionalGeneration(config)
 
 
-BUILDERS = {"llava_onevision": _llava_onevision}
+def _qwen2_5_vl(text: dict[str, Any]) -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={"rope_parameters": rope} | text,
+        vision_config={
+            "depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": text["hidden_size"], "patch_size": 14, "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=SPECIAL.index("<|image_pad|>") + 256,
+        video_token_id=SPECIAL.index("<|video_pad|>") + 256,
+    )  # fmt: skip
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _qwen3_vl(text: dict[str, Any]) -> Any:
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2]}
+    config = transformers.Qwen3VLConfig(
+        text_config={"rope_parameters": rope, "head_dim": 16} | text,
+        vision_config={
+            "depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2,
+            "out_hidden_size": text["hidden_size"], "patch_size": 16,
+            "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=SPECIAL.index("<|image_pad|>") + 256,
+        video_token_id=SPECIAL.index("<|video_pad|>") + 256,
+    )  # fmt: skip
+    return transformers.Qwen3VLForConditionalGeneration(config)
+
+
+def _smolvlm(text: dict[str, Any]) -> Any:
+    config = transformers.SmolVLMConfig(
+        text_config=transformers.LlamaConfig(**text),
+        vision_config=SIGHT,
+        scale_factor=2,
+        image_token_id=SPECIAL.index("<image>") + 256,
+    )
+    return transformers.SmolVLMForConditionalGeneration(config)
+
+
+BUILDERS = {
+    "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "smolvlm": _smolvlm,
+}
