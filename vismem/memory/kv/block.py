@@ -97,7 +97,8 @@ def blocks_from(columns: Mapping[str, Tensor], *, cold: bool = False) -> Iterabl
     own = {name: columns[name].clone() for name in _COLUMNS}
     records = columns["record"]
     for n, (number, row) in enumerate(zip(numbers, rows, strict=True)):
-        block = Block(number, row, **{name: own[name][n] for name in _COLUMNS})
+        times, coords, sources, kept, weights = (own[name][n] for name in _COLUMNS)
+        block = Block(number, row, times, coords, sources, kept, weights)
         if cold:
             block.cold = records[n]
         else:

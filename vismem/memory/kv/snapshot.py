@@ -53,14 +53,16 @@ class KVSnapshot:
         """The view of what was seen up to a time; a block that lasts longer is left out."""
         count = bisect.bisect_right(self._ends, time)
         window = [chunk for chunk in self.window if chunk.time <= time]
-        later = [chunk for chunk in self.window if chunk.time > time]
+        # Behind the last token that is left: of the window, else of the blocks, cut one by one.
+        behind = (self.blocks[count - 1].number + 1) * self.config.block if count else 0
+        seen = window[-1].end if window else self.sinks.shape[3] + behind
         return KVSnapshot(
             self.config,
             self.sinks,
             window,
             self.blocks[:count],
             self.packed,
-            later[0].first if later else self.seen,
+            seen,
             self._keys.first(count),
             self._embeddings.first(count),
             self._tiers,
@@ -112,6 +114,7 @@ class KVSnapshot:
         tokens: int | None = None,
         k: int | None = None,
         before: float | None = None,
+        **context: object,
     ) -> Recall:
         """Read keys and values of all layers as tokens, one choice of blocks for all of them.
 
@@ -122,6 +125,7 @@ class KVSnapshot:
             tokens: The most that is read; the newest first in any case.
             k: The most blocks that are read; those that fit the query best, else the newest.
             before: Nothing that was seen later than this second is read.
+            **context: Other banks' ways of reading are left to them.
 
         Returns:
             Tokens of width ``L * 2 * G * D`` in time order.
