@@ -264,6 +264,7 @@ def test_as_of_a_time_nothing_later_is_read() -> None:
     assert torch.equal(past.representatives(1), then.snapshot().representatives(1))
     assert max(block.last for block in past.blocks) <= 11.0
     assert all(chunk.time <= 20.0 for chunk in memory.snapshot().before(20.0).window)
+    assert memory.snapshot().before(27.0).window[-1].time == 27.0
     nothing = memory.snapshot().before(-1.0)
     assert not nothing.blocks and not nothing.window
     assert nothing.representatives(0).shape == (0, 2, 4) and len(nothing.read().tokens) == 0
@@ -297,6 +298,20 @@ def test_cold_blocks_come_back_cold_and_the_same() -> None:
             one.write(tokens(number, 6), float(number))
     assert same(recalled(memory.read()), recalled(restored.read()))
     assert same(memory.working_state(), restored.working_state())
+
+
+def test_blocks_that_were_given_up_do_not_come_back() -> None:
+    memory = filled(30, window=12)
+    everything = memory.columns(memory.blocks)
+    memory.drop([4, 28, 29])
+    restored = KVMemory(config(window=12), 2_000_000)
+    restored.restore([(everything, True)], memory.working_state())
+    numbers = [block.number for block in restored.blocks]
+    assert numbers == [block.number for block in memory.blocks] and 4 not in numbers
+    for one in (memory, restored):
+        one.write(tokens(30, 6), 30.0)
+    assert restored.blocks[-1].row == memory.blocks[-1].row == 30
+    assert restored.nbytes - restored.held()["ram"] == memory.nbytes - memory.held()["ram"]
 
 
 def test_blocks_that_are_missing_are_named() -> None:
