@@ -243,11 +243,9 @@ def _decode(
     low, step = (
         part.view(out.dtype).unflatten(1, form).transpose(0, 1).float() for part in (low, step)
     )
-    if precision == "int8":
-        wide = codes.float()
-    else:
-        wide = torch.empty(out.shape, dtype=torch.float32, device=out.device)
-        half = codes.shape[-1]
-        wide[..., :half] = codes & 15
-        wide[..., half:] = codes[..., : width - half] >> 4
-    out.copy_(wide.mul_(step).add_(low))
+    if precision == "int4":
+        half, pairs = codes.shape[-1], codes
+        codes = torch.empty(out.shape, dtype=torch.uint8, device=out.device)
+        torch.bitwise_and(pairs, 15, out=codes[..., :half])
+        torch.bitwise_right_shift(pairs[..., : width - half], 4, out=codes[..., half:])
+    out.copy_(codes.float().mul_(step).add_(low))
