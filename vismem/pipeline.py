@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,62 +19,35 @@ from typing import Any
 import numpy as np
 import torch
 
-from vismem.clock import StreamClock
 from vismem.encoders import load_encoder
 from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
 from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer
-from vismem.memory.base import Budget, Recall, WriteReport
-from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot, Segment
+from vismem.memory.base import Budget, Recall
+from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
 from vismem.memory.policies import POLICIES
 from vismem.memory.slots import SlotSnapshot
 from vismem.observation import events, observation
 from vismem.scenes import scene_moments
+from vismem.stats import Stats
 from vismem.store import (
     Durability,
     Event,
     MemoryStore,
-    SegmentData,
     SegmentFile,
     VectorIndex,
     pack,
     unpack,
 )
-from vismem.stream_memory import StreamMemory
+from vismem.stream_set import StreamSet
 
 __all__ = ["Stats", "VisualMemory"]
 
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 NEAREST = 4096  # moments that the vector index picks for comparison
-
-
-@dataclass
-class Stats:
-    """What became of the frames, counted since the memory was made or opened.
-
-    Args:
-        written: Frames in the memory, each acknowledged.
-        dropped: Frames of a live source that came while the queue was full.
-        late: Frames older than one before, left out.
-        clock_jumps: How often a clock was set back and the stream's time carried on.
-        refused: Frames that could not be taken: no time, no picture.
-        merged: Moments merged into a neighbour to keep the budget.
-        forgotten: Moments given up: by age, on request, or because nothing was left to merge.
-        encode_seconds: Processor time of encoding.
-    """
-
-    written: int = 0
-    dropped: int = 0
-    late: int = 0
-    clock_jumps: int = 0
-    refused: int = 0
-    merged: int = 0
-    forgotten: int = 0
-    encode_seconds: float = 0.0
-    problems: list[str] = field(default_factory=list)
 
 
 class VisualMemory:
@@ -151,9 +123,7 @@ class VisualMemory:
         """Set up everything that is the same for a new memory and one that is opened."""
         self.stats = Stats()
         self._read_only = False
-        self._streams: dict[str, StreamMemory] = {}
-        self._frames = 0  # of the whole life of the memory
-        self._memory_lock = threading.RLock()  # held for the moment of a write or a snapshot
+        self._streams = StreamSet(self.budget.bytes, self.sizes, self.policy, self.stats)
         self._store_lock = threading.RLock()  # held by whoever changes what is on disk
         self._writer = Writer(self._encode, self._take, self._refuse, queue)
         self._closed = False
@@ -220,29 +190,14 @@ class VisualMemory:
     def _restore(self, store: MemoryStore) -> None:
         """Take up the last commit, then replay what was acknowledged since."""
         self.stats.problems += store.lost
-        state = store.state()
-        segments: dict[str, list[Segment]] = {}
-        for file in store.segments():
-            number, _, name = file.entry.name.partition("-")
-            held = Segment(name, file.columns, file.thumbnails)
-            segments.setdefault(number, []).append(held)
-        self._frames = int(store.meta.get("frames", 0))
-        for place, kept in enumerate(store.meta.get("streams", [])):
-            prefix = f"{place}."
-            own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            stream = self._new_stream(kept["name"], StreamClock(**kept["clock"]))
-            stream.set_budget(self.budget.bytes)  # its share is set when all streams are there
-            stream.restore(segments.get(str(place), []), own)
-            self._streams[stream.name] = stream
-        self._share_budget()
+        self._streams.restore(store)
         self._logged = store.nbytes["tail"]
         if self._read_only:
             self._index = store.vector_index()
         for _, payload in store.replay():
             tensors, meta = unpack(payload)
-            stream = self._stream(meta["stream"])
-            stream.clock.accept(meta["raw"], meta["time"])
-            self._remember(stream, meta["time"], tensors)
+            self._streams.take(meta["stream"]).clock.accept(meta["raw"], meta["time"])
+            self._streams.remember(meta["stream"], meta["time"], tensors)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Seal everything that was written.
@@ -365,7 +320,7 @@ class VisualMemory:
             self._append(frame, encoding)
 
     def _append(self, frame: Frame, encoding: Encoding) -> None:
-        stream = self._stream(frame.stream)
+        stream = self._streams.take(frame.stream)
         at = stream.clock.time_of(frame.timestamp)
         if at is None:
             self.stats.late += 1
@@ -380,47 +335,15 @@ class VisualMemory:
         if stream.clock.accept(frame.timestamp, at):
             self.stats.clock_jumps += 1
             self._note(f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s")
-        self._remember(stream, at, tensors)
+        self._streams.remember(stream.name, at, tensors)
         self.stats.written += 1
         self._expire()
-
-    def _remember(
-        self, stream: StreamMemory, at: float, tensors: Mapping[str, torch.Tensor]
-    ) -> None:
-        with self._memory_lock:
-            report = stream.write(at, tensors)
-            self._frames += 1
-        self._count(report)
-
-    def _count(self, report: WriteReport) -> None:
-        self.stats.merged += report.merged
-        self.stats.forgotten += report.dropped
-
-    def _new_stream(self, name: str, clock: StreamClock | None = None) -> StreamMemory:
-        return StreamMemory(name, self.sizes, self.policy, clock)
-
-    def _stream(self, name: str) -> StreamMemory:
-        """The writer's side of a stream; a new one takes its share of the budget."""
-        if name not in self._streams:
-            with self._memory_lock:
-                self._streams[name] = self._new_stream(name)
-                self._share_budget()
-        return self._streams[name]
-
-    def _share_budget(self) -> None:
-        for stream in self._streams.values():
-            self._count(stream.set_budget(self.budget.bytes // len(self._streams)))
 
     # ------------------------------------------------------------------ forgetting and sealing
 
     def _expire(self) -> None:
         """Forget by age; the next seal takes it from the disk as well."""
-        if self._retain is None:
-            return
-        with self._memory_lock:
-            gone = sum(stream.expire(self._retain) for stream in self._streams.values())
-        if gone:
-            self.stats.forgotten += gone
+        if self._retain is not None and self._streams.expire(self._retain):
             self._expired = True
 
     def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
@@ -445,11 +368,7 @@ class VisualMemory:
             raise ValueError(f"a span goes from its start to its end, not {start} to {end}")
         self.flush()
         with self._store_lock:
-            with self._memory_lock:
-                gone = sum(
-                    s.forget(start, end) for s in self._streams.values() if stream in (None, s.name)
-                )
-            self.stats.forgotten += gone
+            gone = self._streams.forget(start, end, stream)
             # Also where nothing counts as gone: the log may hold frames of the span whose moment
             # was given up before, and a bank what it sums up of all frames.
             if self._store:
@@ -459,21 +378,7 @@ class VisualMemory:
     def _commit(self) -> None:
         """Seal the memory as it is now."""
         assert self._store is not None
-        segments: dict[str, SegmentData] = {}
-        state: dict[str, torch.Tensor] = {}
-        kept = []
-        for number, stream in enumerate(self._streams.values()):
-            for segment in stream.moments.segments:
-                segments[f"{number}-{segment.name}"] = SegmentData(
-                    segment.columns,
-                    segment.thumbnails,
-                    float(segment.columns["start"][0]),
-                    float(segment.columns["end"].max()),
-                )
-            working = stream.working_state()
-            state |= {f"{number}.{name}": value for name, value in working.items()}
-            kept.append({"name": stream.name, "clock": asdict(stream.clock)})
-        meta = {"frames": self._frames, "streams": kept}
+        segments, state, meta = self._streams.contents()
         report = self._store.commit(segments, state, meta=meta, events=self._events)
         self._logged = 0
         self._expired = False
@@ -481,20 +386,18 @@ class VisualMemory:
             self._note(problem)
 
     def _events(self, segment: SegmentFile) -> Iterator[Event]:
-        number = int(segment.entry.name.partition("-")[0])
-        return events(segment.columns, self.encoder.label_names, list(self._streams)[number])
+        stream = self._streams.stream_of(segment.entry.name)
+        return events(segment.columns, self.encoder.label_names, stream)
 
     # ------------------------------------------------------------------ reading
 
     def snapshots(self) -> dict[str, EpisodicSnapshot]:
         """Immutable views of the moments of all streams, by name."""
-        with self._memory_lock:
-            return {name: s.moments.snapshot() for name, s in self._streams.items()}
+        return self._streams.snapshots()
 
     def visual(self) -> dict[str, SlotSnapshot]:
         """Immutable views of the banks of visual tokens, by stream; none for ``"moments"``."""
-        with self._memory_lock:
-            return {name: s.bank.snapshot() for name, s in self._streams.items() if s.bank}
+        return self._streams.visual()
 
     def recall(
         self,
@@ -550,7 +453,7 @@ class VisualMemory:
         """
         if wait and not self._read_only:
             self.flush()
-        with self._memory_lock:  # all of the same instant
+        with self._streams.lock:  # all of the same instant
             snapshots, views, facts = self.snapshots(), self.visual(), self.describe()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
@@ -590,21 +493,12 @@ class VisualMemory:
 
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
-        with self._memory_lock:
-            spans = [s.span for s in self._streams.values() if s.span]
-            span = [min(a for a, _ in spans), max(b for _, b in spans)] if spans else None
-            return {
-                "bytes": self.nbytes,
-                "budget": self.budget.bytes,
-                "frames": self._frames,
-                "span": span,
-            }
+        return self._streams.describe()
 
     @property
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""
-        with self._memory_lock:
-            return sum(stream.nbytes for stream in self._streams.values())
+        return self._streams.nbytes
 
     def last_timestamp(self, stream: str) -> float | None:
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
