@@ -270,6 +270,16 @@ def test_a_layer_that_knows_leaves_blocks_to_one_that_does_not() -> None:
     scores[0, :3] += 30
     sure, unsure = choose(scores, Retrieval(16, neighbours=0))
     assert len(sure) == 8 and len(unsure) == 24
+    counts = [len(rows) for rows in choose(scores[[0, 1, 0, 0]], Retrieval(16, neighbours=0))]
+    assert counts[1] == 32 and sum(counts) == 64  # no more than twice an even share
+
+
+def test_outside_scores_move_rows_but_not_budgets() -> None:
+    scores, outer = noise(4, 300).exp(), noise(300, seed=1)
+    alone = choose(scores, Retrieval(16))
+    joint = choose(scores, Retrieval(16, source="fused"), external=outer)
+    assert [len(rows) for rows in joint] == [len(rows) for rows in alone]
+    assert not torch.equal(joint[0], alone[0])
 
 
 def test_budgets_do_not_depend_on_the_scale_of_a_rule() -> None:
@@ -291,6 +301,13 @@ def test_neighbours_take_the_place_of_the_weakest() -> None:
     assert {row for row in (best[0] - 1, best[0] + 1) if 0 <= row < 300} <= set(along)
     wide = choose(scores, Retrieval(20, adaptive=False, neighbours=3))[0].tolist()
     assert {row for row in (best[0] - 2, best[0] + 2) if 0 <= row < 300} <= set(wide)
+
+
+def test_nearer_neighbours_come_first() -> None:
+    scores = torch.zeros(1, 50)
+    scores[0, 20] = 1
+    (rows,) = choose(scores, Retrieval(6, adaptive=False, neighbours=2))
+    assert rows.tolist() == [0, 1, 2, 19, 20, 21]
 
 
 def test_neighbours_skip_what_is_left_out() -> None:
