@@ -20,6 +20,7 @@ import torch.nn.functional as F
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from vismem.checkpoint import find_checkpoint, weights_sha256
 from vismem.encoders import hub
 from vismem.encoders.base import Encoder
 from vismem.encoders.hub import NULL_PROMPTS, HubEncoder
@@ -237,7 +238,7 @@ def test_weights_digest_covers_every_byte_of_every_part(tmp_path: Path) -> None:
     parts = [b"a" * 5_000_000, b"b" * 10]
     for number, part in enumerate(parts, start=1):
         (tmp_path / f"model-{number:05}-of-00002.safetensors").write_bytes(part)
-    assert hub._weights_sha256(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
+    assert weights_sha256(tmp_path) == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def test_half_precision_agrees(folders: dict[str, Path], encoders: dict[str, HubEncoder]) -> None:
@@ -300,7 +301,7 @@ def test_old_weights_are_fetched_only_where_there_are_no_safetensors(
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    hub._find("org/tiny", "v2")
+    find_checkpoint("org/tiny", "v2", instead="use no model")
     weights = "model.safetensors" if safe else "pytorch_model.bin"
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "vocab.txt", weights}
 

@@ -8,7 +8,6 @@ Pre-Training" (SigLIP), 2023 (https://arxiv.org/abs/2303.15343); Tschannen et al
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from einops import rearrange
 from safetensors import SafetensorError
 from torch import Tensor
 
+from vismem.checkpoint import best_device, find_checkpoint, first_line, weights_sha256
 from vismem.encoders.base import Encoding, Query, cell_centres, pool_map
-from vismem.errors import SourceError, UsageError, require
+from vismem.errors import UsageError, require
 
 __all__ = ["NULL_PROMPTS", "SHORT_NAMES", "HubEncoder"]
 
@@ -30,6 +30,7 @@ SHORT_NAMES = {
     "clip": "openai/clip-vit-base-patch32",
 }
 FAMILIES = ("siglip", "siglip2", "clip")
+INSTEAD = "use --encoder embedded"
 
 # What a CLIP query has to beat: sentences that fit any picture. Changing them changes what
 # `HubEncoder.probability` means, so they are part of the identity.
@@ -45,9 +46,6 @@ NULL_PROMPTS = (
     "a blurry picture",
     "an empty background",
 )
-
-CONFIGURATION = ("*.json", "*.txt", "*.model")
-HUB_TIMEOUT = 5.0  # seconds that the hub may take to answer before the local cache is used
 
 
 class HubEncoder:
@@ -98,8 +96,8 @@ class HubEncoder:
             raise UsageError(f"max_tokens must be 1 or more, not {max_tokens}")
         transformers = require("transformers", extra="hub")
         name = SHORT_NAMES.get(name, name)
-        folder, commit = _find(name, revision)
-        self.device = torch.device(device) if device is not None else _best_device()
+        folder, commit = find_checkpoint(name, revision, instead=INSTEAD)
+        self.device = torch.device(device) if device is not None else best_device()
         default = torch.float16 if self.device.type == "cuda" else torch.float32
         try:
             config = transformers.AutoConfig.from_pretrained(folder)
@@ -114,8 +112,7 @@ class HubEncoder:
                 raise ValueError(f"its weights lack {missing[0]} and {len(missing) - 1} more")
         except (ImportError, KeyError, OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise UsageError(
-                f"{name} cannot be loaded: {_first_line(error)}; name another model or "
-                "use --encoder embedded"
+                f"{name} cannot be loaded: {first_line(error)}; name another model or {INSTEAD}"
             ) from error
         self._model = model.to(self.device).eval().requires_grad_(False)
         self._config = config
@@ -124,7 +121,7 @@ class HubEncoder:
         self.identity = {
             "model": name if folder != Path(name) else folder.resolve().name,
             "revision": commit,
-            "weights": _weights_sha256(folder),
+            "weights": weights_sha256(folder),
             "config": f"{config.model_type}, tokens {max_tokens}, rule 1",
         }
         self._nulls = self._read(NULL_PROMPTS) if config.model_type == "clip" else None
@@ -223,73 +220,3 @@ class HubEncoder:
         high = height * scale if scale else size["height"]
         wide = width * scale if scale else size["width"]
         return min(1.0, crop["height"] / high), min(1.0, crop["width"] / wide)
-
-
-def _find(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder that holds a model, from the hub if need be, and its commit."""
-    if Path(name).is_dir():
-        return Path(name), "local"
-    hub = require("huggingface_hub", extra="hub")
-    errors = hub.errors
-
-    def fetch(patterns: Sequence[str]) -> Path:
-        # Answers from the local cache by itself where the hub is out of reach or offline is set.
-        return Path(
-            hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(patterns), etag_timeout=HUB_TIMEOUT
-            )
-        )
-
-    try:
-        folder = fetch([*CONFIGURATION, "model*.safetensors"])
-        if not _weights(folder):
-            folder = fetch([*CONFIGURATION, "pytorch_model*.bin"])  # repositories of before 2023
-    except (
-        errors.HFValidationError,
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-    ) as error:
-        raise UsageError(
-            f"{name} is neither a folder nor a model that the hub gives out "
-            f"({_first_line(error)}); check name and revision, or use --encoder embedded"
-        ) from error
-    except Exception as error:  # every version of the hub's client fails in its own ways
-        raise SourceError(
-            f"the hub cannot be reached and {name} is not in its local cache "
-            f"({_first_line(error)}); use --encoder embedded, which needs no hub, or name a "
-            "folder that holds the model"
-        ) from error
-    if not _weights(folder):
-        raise SourceError(
-            f"the local cache of {name} holds no weights; reach the hub once to complete it, or "
-            "use --encoder embedded, which needs no hub"
-        )
-    return folder, folder.name
-
-
-def _weights(folder: Path) -> list[Path]:
-    """The files of weights that transformers would load."""
-    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-
-
-def _weights_sha256(folder: Path) -> str:
-    """Digest of the weights: of the file as the hub shows it, or of all parts in order."""
-    digest = hashlib.sha256()
-    for path in _weights(folder):
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def _best_device() -> torch.device:
-    """CUDA, else MPS, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _first_line(error: Exception) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
