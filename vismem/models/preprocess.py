@@ -126,7 +126,7 @@ def smart_size(
         height: Of the frame.
         width: Of the frame.
         factor: Pixels along a token's side: patch size times merge size.
-        tokens: Least and most tokens of a frame.
+        tokens: Least and most tokens of a frame; the most is a hard limit.
         ratio: The longest side may be this many times the shortest.
 
     Returns:
@@ -150,6 +150,8 @@ def smart_size(
     elif area < low:
         grow = sqrt(low / (height * width))
         rows, columns = (ceil(side * grow / factor) for side in (height, width))
+    rows = min(rows, tokens[1])  # the published rule exceeds the bound for narrow frames
+    columns = min(columns, tokens[1] // rows)
     return rows * factor, columns * factor
 
 

@@ -186,7 +186,10 @@ class Family(ABC):
         Raises:
             ValueError: If a family without such layers gets ``deepstack``.
         """
-        more: dict[str, Any] = {} if kvmem is None else {"kvmem": kvmem}
+        more: dict[str, Any] = {}
+        if kvmem is not None:
+            # A mask that is ready keeps transformers from making one; the memory has its own.
+            more = {"kvmem": kvmem, "attention_mask": embeds.new_empty(1, 1, 1, 1)}
         more |= self._deepstack(embeds, visual, deepstack)
         return self.text_model(
             inputs_embeds=embeds,
