@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vismem.memory.kv.block import Block
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.shape import KVShape
@@ -286,9 +287,14 @@ def test_what_is_forgotten_is_nowhere() -> None:
     assert memory.forget(100.0, 200.0) == 0
 
 
+def with_records(memory: KVMemory, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    records = torch.stack([block.packed for block in blocks])
+    return memory.columns(blocks) | {"record": records}
+
+
 def test_cold_blocks_come_back_cold_and_the_same() -> None:
     memory = filled(30, window=12)
-    columns, state = memory.columns(memory.blocks), copied(memory.working_state())
+    columns, state = with_records(memory, memory.blocks), copied(memory.working_state())
     restored = KVMemory(config(window=12), 2_000_000)
     restored.restore([(columns, True)], state)
     assert restored.held()["ram"] == 0 and restored.held()["cold"] == memory.held()["ram"]
@@ -302,7 +308,7 @@ def test_cold_blocks_come_back_cold_and_the_same() -> None:
 
 def test_blocks_that_were_given_up_do_not_come_back() -> None:
     memory = filled(30, window=12)
-    everything = memory.columns(memory.blocks)
+    everything = with_records(memory, memory.blocks)
     memory.drop([4, 28, 29])
     restored = KVMemory(config(window=12), 2_000_000)
     restored.restore([(everything, True)], memory.working_state())
@@ -316,7 +322,7 @@ def test_blocks_that_were_given_up_do_not_come_back() -> None:
 
 def test_blocks_that_are_missing_are_named() -> None:
     memory = filled(8)
-    columns = memory.columns(memory.blocks[:5])
+    columns = with_records(memory, memory.blocks[:5])
     other = filled(2)
     before = copied(other.state_dict())
     with pytest.raises(ValueError, match="3 blocks are missing, the first is 5"):

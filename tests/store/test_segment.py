@@ -133,3 +133,13 @@ def test_a_flipped_byte_in_the_header_is_read_or_refused(tmp_path, data):
         list(SegmentFile(tmp_path, entry).thumbnails)
     except StoreError:
         pass
+
+
+def test_large_bytes_are_written_as_they_are_and_mapped_in_one_piece(tmp_path):
+    records = torch.arange(3 * 64, dtype=torch.uint8).reshape(3, 64)
+    views = [memoryview(record.numpy()) for record in records]
+    entry = write_segment(tmp_path, "s", DATA._replace(thumbnails=views))
+    blob = SegmentFile(tmp_path, entry).thumbnails.blob
+    assert blob.dtype == torch.uint8 and torch.equal(blob.reshape(3, 64), records)
+    blob[0] = 99  # the mapping is private
+    assert torch.equal(SegmentFile(tmp_path, entry).thumbnails.blob.reshape(3, 64), records)

@@ -1,4 +1,8 @@
-"""Segments on disk: columns in a safetensors file, thumbnails end to end in a blob beside it."""
+"""Segments on disk: columns in a safetensors file, thumbnails end to end in a blob beside it.
+
+A blob holds any bytes a row; what is large and read in parts, as packed keys and values are, lies
+there better than in a column: it is written as it is, and begins where a page of the file does.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,14 @@ class SegmentData(NamedTuple):
 
     Args:
         columns: Tensors of one first dimension ``n``, the rows.
-        thumbnails: One encoded picture a row, ``n`` in all; ``b""`` where there is none.
+        thumbnails: One encoded picture (or other bytes) a row, ``n`` in all; ``b""`` where there is
+            none.
         start: Earliest time, seconds.
         end: Latest time, seconds.
     """
 
     columns: Mapping[str, Tensor]
-    thumbnails: Sequence[bytes]
+    thumbnails: Sequence[bytes | memoryview]
     start: float
     end: float
 
@@ -42,16 +47,19 @@ class Thumbnails(Sequence[bytes]):
     Args:
         path: The blob.
         offsets: Where each picture begins, and where the last one ends, ``(n + 1,)`` int64.
+
+    Attributes:
+        blob: All of them end to end, ``(bytes,)`` uint8; a private mapping.
     """
 
     def __init__(self, path: Path, offsets: Tensor) -> None:
         self._offsets = offsets
         size = int(offsets[-1])
         # torch maps a file without keeping it open, so a thousand segments cost no descriptors.
-        self._data = (
-            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).numpy()
+        self.blob = (
+            torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
             if size
-            else torch.empty(0, dtype=torch.uint8).numpy()
+            else torch.empty(0, dtype=torch.uint8)
         )
 
     def __len__(self) -> int:
@@ -74,7 +82,7 @@ class Thumbnails(Sequence[bytes]):
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         start, end = self._offsets[row : row + 2].tolist()
-        return self._data[start:end].tobytes()
+        return self.blob[start:end].numpy().tobytes()
 
 
 class SegmentFile:
@@ -116,7 +124,7 @@ class SegmentFile:
         ):
             raise StoreError(f"{entry.file} is damaged: its thumbnails do not fit {entry.blob}")
         try:
-            self.thumbnails: Sequence[bytes] = Thumbnails(blob, offsets)
+            self.thumbnails = Thumbnails(blob, offsets)
         except (OSError, RuntimeError) as error:
             raise StoreError(f"{entry.blob} cannot be read: {error}") from error
 

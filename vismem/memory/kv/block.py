@@ -74,12 +74,12 @@ _COLUMNS = ("times", "coords", "sources", "kept", "weights")
 def columns_of(blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Blocks as tensors whose first dimension are the blocks; at least one block.
 
-    Their representatives and embeddings are the index's to add.
+    Their representatives and embeddings are the index's to add, and their records, which may be
+    large and in a file, are left where they are.
     """
     columns = {name: torch.stack([getattr(block, name) for block in blocks]) for name in _COLUMNS}
     columns["number"] = torch.tensor([block.number for block in blocks])
     columns["row"] = torch.tensor([block.row for block in blocks])
-    columns["record"] = torch.stack([block.packed for block in blocks])
     return columns
 
 
@@ -87,7 +87,7 @@ def blocks_from(columns: Mapping[str, Tensor], *, cold: bool = False) -> Iterabl
     """Inverse of `columns_of`.
 
     Args:
-        columns: The tensors.
+        columns: The tensors, and the records as ``record (n, bytes)``.
         cold: Whether the records are left where they are, instead of being taken into RAM.
 
     Raises:

@@ -371,6 +371,11 @@ class KVMemory(Memory):
         return tuple(self._blocks)
 
     @property
+    def sinks(self) -> Tensor:
+        """Keys and values of the init prompt, ``(L, 2, G, n0, D)``."""
+        return self._sinks
+
+    @property
     def seen(self) -> int:
         """Tokens seen so far, the init prompt included."""
         return self._seen
@@ -459,7 +464,7 @@ class KVMemory(Memory):
     # ------------------------------------------------------------------ state
 
     def columns(self, blocks: Sequence[Block]) -> dict[str, Tensor]:
-        """Blocks as tensors, the first dimension the blocks; for `restore` to read back."""
+        """Blocks as tensors, the first dimension the blocks, their records left out."""
         columns = columns_of(blocks)
         rows = [block.row for block in blocks]
         keys, embeddings = self._keys.view(rows), self._embeddings.view(rows)
@@ -489,8 +494,9 @@ class KVMemory(Memory):
         """Go on from the blocks and the working state of another instance.
 
         Args:
-            parts: Blocks as of `columns`, and whether their records stay where they are (cold)
-                instead of being taken into RAM. Blocks that the state does not name are left out.
+            parts: Blocks as of `columns` with their records, ``record (n, bytes)``, and whether
+                these stay where they are (cold) instead of being taken into RAM. Blocks that the
+                state does not name are left out.
             state: As of `working_state`.
 
         Raises:
@@ -547,6 +553,7 @@ class KVMemory(Memory):
         state = self.working_state()
         if self._blocks:
             state |= {f"block.{k}": v for k, v in self.columns(self._blocks).items()}
+            state["block.record"] = torch.stack([block.packed for block in self._blocks])
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
