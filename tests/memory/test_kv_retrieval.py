@@ -179,6 +179,11 @@ def test_published_rows(scores: list[int], groups: int, chunk: int) -> None:
     assert rows.dtype == torch.int64 and len(rows) <= max(groups * chunk, 0)
 
 
+def test_what_remains_of_groups_counts_by_its_mean_as_well() -> None:
+    (rows,) = choose(torch.tensor([[1.0, 1, 1, 1, 0.9, 0.9]]), Retrieval.published(4, 4))
+    assert rows.tolist() == [0, 1, 2, 3]
+
+
 def test_published_is_what_it_says() -> None:
     how = Retrieval.published(16, 4)
     assert (how.blocks, how.chunk, how.rule, how.source) == (16, 4, "dot", "internal")
