@@ -46,7 +46,7 @@ def listening(module: Any) -> Iterator[dict[str, Any]]:
 class Stream:
     """A prompt, frames and a question, as tokens of ours and as inputs of the stock model."""
 
-    def __init__(self, family: Family, shown: Tensor, times: Any = TIMES) -> None:
+    def __init__(self, family: Family, shown: Tensor, times: Any = TIMES, *, step: int = 1) -> None:
         config = family.model.config
         holder = getattr(config, "video_token_id", None) or config.image_token_id
         found = family.embed_frames(shown)
@@ -69,7 +69,9 @@ class Stream:
             origin.append(torch.tensor([-1]))
             visual.append(torch.zeros(1, dtype=torch.bool))
         start = len(family.init_ids)
-        middle, free = family.context_positions(torch.cat(coords), torch.cat(origin), start=start)
+        middle, free = family.context_positions(
+            torch.cat(coords), torch.cat(origin), start=start, step=step
+        )
         question = family.question_ids(QUESTION)
         ids += question
         visual.append(torch.zeros(len(question), dtype=torch.bool))
@@ -158,16 +160,11 @@ def test_qwen25_positions_are_the_stock_ones_where_these_are_right() -> None:
     theirs, _ = index(one.ids, video_grid_thw=one.inputs["video_grid_thw"], **kinds)
     assert torch.equal(one.positions, theirs[:, 0])
     same(one.ours, one.stock(**kinds))
-    # Of several frames the frames' own positions are right too, at one step a second.
-    many = Stream(family, frames(5, 70, 130), [None] * 5)
+    # Of several frames, a second apart, the frames' own positions are right too.
+    step = family.model.config.vision_config.tokens_per_second
+    many = Stream(family, frames(5, 70, 130), [None] * 5, step=step)
     kinds = {"mm_token_type_ids": many.visual[None].int() * 2}
-    interval = 1 / family.model.config.vision_config.tokens_per_second
-    theirs, _ = index(
-        many.ids,
-        video_grid_thw=many.inputs["video_grid_thw"],
-        second_per_grid_ts=torch.tensor([interval]),
-        **kinds,
-    )
+    theirs, _ = index(many.ids, video_grid_thw=many.inputs["video_grid_thw"], **kinds)
     assert torch.equal(many.positions[:, many.visual], theirs[:, 0, many.visual])
     behind = many.positions[:, many.visual.nonzero()[-1, 0] + 1]
     assert (behind == many.positions[:, many.visual].max() + 1).all()

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from vismem.errors import UsageError
@@ -141,7 +142,10 @@ class Qwen3VL(Qwen25VL):
         return f"{seconds}<|vision_start|>", "<|vision_end|>"
 
     def _inner_features(self, seen: Any) -> tuple[Tensor, ...] | None:
-        return tuple(torch.stack(list(features)) for features in seen.deepstack_features)
+        # Frame by frame, or all in one: it depends on the release of transformers.
+        joined = (f if isinstance(f, Tensor) else torch.cat(f) for f in seen.deepstack_features)
+        count = len(seen.pooler_output)
+        return tuple(rearrange(f, "(f m) d -> f m d", f=count) for f in joined)
 
     def _deepstack(
         self, embeds: Tensor, visual: Tensor | None, deepstack: Sequence[Tensor] | None

@@ -66,8 +66,9 @@ class SmolVLM(Family):
     def embed_frames(self, frames: Tensor | np.ndarray) -> FrameTokens:
         """Encode frames, each by itself."""
         pixels = self.pixels(frames)
-        features = self.model.model.get_image_features(pixel_values=pixels[None]).pooler_output
-        embeds = rearrange(features[0], "(f m) d -> f m d", f=len(pixels))
+        seen = self.model.model.get_image_features(pixel_values=pixels[None]).pooler_output
+        # One entry for all frames, or one for each: it depends on the release of transformers.
+        embeds = rearrange(torch.cat(list(seen)), "(f m) d -> f m d", f=len(pixels))
         coords = torch.arange(embeds.shape[1], dtype=torch.int16)[:, None].expand(-1, 3)
         return FrameTokens(embeds, coords)
 
