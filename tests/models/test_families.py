@@ -340,6 +340,19 @@ def test_a_rotation_of_half_a_head_is_refused() -> None:
         Rope(rotary, 32, mrope=False)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_rotation_at_position_zero_is_refused(place: int) -> None:
+    rotary = tiny_model("smolvlm").model.text_model.rotary_emb
+
+    def turn(module: Any, args: Any, angles: tuple[Tensor, Tensor]) -> Any:
+        angles[place][..., 3] += 0.1
+        return angles
+
+    rotary.register_forward_hook(turn)
+    with pytest.raises(UsageError, match="position 0 of this model rotates"):
+        Rope(rotary, 16, mrope=False)
+
+
 def test_layers_that_slide_are_refused() -> None:
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     with pytest.raises(UsageError, match="sliding_attention.*use_sliding_window=False"):

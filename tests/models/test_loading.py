@@ -91,7 +91,7 @@ def test_transformers_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         load("org/model")
 
 
-@pytest.mark.parametrize("version", ["4.57.1", "4.99.0.dev0"])
+@pytest.mark.parametrize("version", ["4.57.1", "5.9.0.dev0"])
 def test_an_old_transformers_is_named(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(sys.modules["transformers"], "__version__", version)
     with pytest.raises(UsageError, match=rf"5\.\d+ or newer, not {version}.*vismem\[video\]"):

@@ -43,12 +43,12 @@ class Rope:
         cos, sin = self.angles(torch.zeros(1, dtype=torch.int64))
         # YaRN and its like scale the angles' cosine. Position 0 then scales queries and keys too,
         # before they are stored; to scale them again when they are placed would count it twice.
-        self._scaling = cos[0, 0].item()
-        even = torch.allclose(cos, cos[:1, :1].expand_as(cos)) and self._scaling > 0
-        if cos.shape[-1] != head_dim or not even or sin.abs().max() > 0:
+        whole = cos.shape == (1, head_dim)
+        self._scaling = cos.flatten()[0].item()
+        if not whole or self._scaling <= 0 or (cos != self._scaling).any() or sin.any():
             raise UsageError(
-                "position 0 of this model rotates, or a part of each head is not rotated; "
-                "a memory of unrotated keys cannot host it"
+                "position 0 of this model rotates, or a part of each head is not rotated (or "
+                "transformers is older than 5.17); a memory of unrotated keys cannot host it"
             )
 
     def angles(self, positions: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ FAMILIES: dict[str, type[Family]] = {
     family.model_type: family for family in (LlavaOneVision, Qwen25VL, Qwen3VL, SmolVLM)
 }
 INSTEAD = "use the embedded profile"
-TRANSFORMERS = (5, 0)  # the first whose vision parts and attention modules have the form used here
+TRANSFORMERS = (5, 17)  # the first whose Qwen2.5-VL gives one angle a channel
 
 
 def family_of(model: Any, tokenizer: Any = None, **options: Any) -> Family:
