@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from einops import rearrange
 from torch import Tensor
+from typing_extensions import Unpack
 
 from vismem.memory.base import Budget, Memory, WriteReport
 from vismem.memory.kv.block import Block, blocks_from, columns_of, pack
@@ -22,7 +23,7 @@ from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.index import Table
 from vismem.memory.kv.snapshot import KVSnapshot
 from vismem.memory.kv.tiers import Tiers
-from vismem.memory.kv.window import Chunk, chunks_from, state_of
+from vismem.memory.kv.window import Chunk, KVContext, chunks_from, state_of
 
 __all__ = ["KVMemory"]
 
@@ -119,73 +120,38 @@ class KVMemory(Memory):
         self._seen = self._packed = held.shape[3]
 
     def write(  # type: ignore[override]  # names what it takes instead of any context
-        self,
-        tokens: Tensor,
-        time: float,
-        *,
-        coords: Tensor | None = None,
-        embedding: Tensor | None = None,
-        saliency: Tensor | None = None,
-        companion: Mapping[str, Tensor] | None = None,
+        self, tokens: Tensor, time: float, **context: Unpack[KVContext]
     ) -> WriteReport:
         """Add the keys and values of one frame, ``(N, L * 2 * G * D)``; see `write_kv`."""
         shape = self.config.shape
         if tokens.ndim != 2 or tokens.shape[1] != shape.width:
             raise ValueError(f"tokens must be (N, {shape.width}), not {tuple(tokens.shape)}")
-        kv = rearrange(
-            tokens,
-            "n (l two g d) -> l two g n d",
-            l=shape.layers,
-            two=2,
-            g=shape.kv_heads,
-        )
-        return self.write_kv(
-            kv, time, coords=coords, embedding=embedding, saliency=saliency, companion=companion
-        )
+        parts = tokens.unflatten(1, (shape.layers, 2, shape.kv_heads, shape.head_dim))
+        return self.write_kv(rearrange(parts, "n l two g d -> l two g n d"), time, **context)
 
-    def check_kv(
-        self,
-        kv: Tensor,
-        time: float,
-        *,
-        coords: Tensor | None = None,
-        embedding: Tensor | None = None,
-        saliency: Tensor | None = None,
-        companion: Mapping[str, Tensor] | None = None,
-    ) -> None:
+    def check_kv(self, kv: Tensor, time: float, **context: Unpack[KVContext]) -> None:
         """Refuse what `write_kv` would refuse, and change nothing.
 
         Raises:
             ValueError: If anything does not fit or is not finite.
         """
-        self._chunk(kv, time, coords, embedding, saliency)
+        self._chunk(kv, time, **context)
 
-    def write_kv(
-        self,
-        kv: Tensor,
-        time: float,
-        *,
-        coords: Tensor | None = None,
-        embedding: Tensor | None = None,
-        saliency: Tensor | None = None,
-        companion: Mapping[str, Tensor] | None = None,
-    ) -> WriteReport:
+    def write_kv(self, kv: Tensor, time: float, **context: Unpack[KVContext]) -> WriteReport:
         """Add the keys and values of one frame.
 
         Args:
             kv: Keys, not rotated, and values of all layers, ``(L, 2, G, N, D)``.
             time: When it was seen, in seconds, never earlier than the write before.
-            coords: Where each token stands in its frame, ``(N, 3)`` ``t h w``; in a row by default.
-            embedding: Of the frame, ``(E,)``; needed where ``E`` is above 0.
-            saliency: How much each token matters, ``(L, N)``, for compression that asks for it.
-            companion: What `companion` is from now on; as before by default.
+            **context: See `KVContext`.
 
         Raises:
             ValueError: If anything does not fit or is not finite; the memory is then unchanged.
         """
-        chunk = self._chunk(kv, time, coords, embedding, saliency)
+        chunk = self._chunk(kv, time, **context)
         self._append(chunk)
         self._seen, self._last, self._writes = chunk.end, chunk.time, self._writes + 1
+        companion = context.get("companion")
         if companion is not None:
             self.companion = {name: value.detach().clone() for name, value in companion.items()}
         while self._unpacked() >= self.config.block:
@@ -211,9 +177,10 @@ class KVMemory(Memory):
         self,
         kv: Tensor,
         time: float,
-        coords: Tensor | None,
-        embedding: Tensor | None,
-        saliency: Tensor | None,
+        coords: Tensor | None = None,
+        embedding: Tensor | None = None,
+        saliency: Tensor | None = None,
+        companion: Mapping[str, Tensor] | None = None,
     ) -> Chunk:
         config, time = self.config, float(time)
         if not math.isfinite(time):

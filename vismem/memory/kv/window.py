@@ -7,8 +7,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
-__all__ = ["Chunk", "chunks_from", "state_of"]
+__all__ = ["Chunk", "KVContext", "chunks_from", "state_of"]
+
+
+class KVContext(TypedDict, total=False):
+    """What comes with the keys and values of a frame.
+
+    Args:
+        coords: Where each token stands in its frame, ``(N, 3)`` ``t h w``; in a row by default.
+        embedding: Of the frame, ``(E,)``; needed where ``E`` is above 0.
+        saliency: How much each token matters, ``(L, N)``, for compression that asks for it.
+        companion: What the memory's companion is from now on; as before by default.
+    """
+
+    coords: Tensor | None
+    embedding: Tensor | None
+    saliency: Tensor | None
+    companion: Mapping[str, Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
