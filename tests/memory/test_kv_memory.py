@@ -56,6 +56,7 @@ class TestKVMemory(MemoryContract):
             "embedding missing": {**good, "embedding": None},
             "embedding NaN": {**good, "embedding": torch.full((3,), torch.nan)},
             "coords of another size": {**good, "coords": torch.zeros(3, 3, dtype=torch.int64)},
+            "coords too large": {**good, "coords": torch.full((4, 3), 2**15)},
             "coords of floats": {**good, "coords": torch.zeros(4, 3)},
         }
 

@@ -13,7 +13,7 @@ from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.quantize import pack_record
 from vismem.memory.kv.window import Chunk
 
-__all__ = ["Block", "blocks_from", "columns_of", "pack"]
+__all__ = ["Block", "blocks_from", "columns_of", "find_blocks", "pack"]
 
 
 @dataclass(slots=True, eq=False)
@@ -139,3 +139,31 @@ def pack(
         record=pack_record(kv, config.precision).cpu(),
     )
     return block, keys, (vectors * repeats[:, None] / config.block).sum(0).half()
+
+
+def find_blocks(
+    parts: Iterable[tuple[Mapping[str, Tensor], bool]], numbers: Iterable[int], size: int
+) -> list[tuple[Block, Tensor, Tensor]]:
+    """Blocks by number, each with its representative and its embedding, in order.
+
+    Args:
+        parts: Columns, and whether their records stay where they are (cold).
+        numbers: Which blocks; others are left out.
+        size: Bytes of a record.
+
+    Raises:
+        KeyError: If a column is missing.
+        ValueError: If a block is missing, or its record is of another size.
+    """
+    wanted = set(numbers)
+    found: dict[int, tuple[Block, Tensor, Tensor]] = {}
+    for columns, cold in parts:
+        if columns["record"].shape[1:] != (size,):
+            raise ValueError(f"blocks have {size} bytes in this memory")
+        rows = zip(columns["keys"], columns["embedding"], strict=True)
+        for block, (key, vector) in zip(blocks_from(columns, cold=cold), rows, strict=True):
+            if block.number in wanted:
+                found[block.number] = block, key, vector
+    if missing := wanted - set(found):
+        raise ValueError(f"{len(missing)} blocks are missing, the first is {min(missing)}")
+    return [found[number] for number in sorted(found)]

@@ -18,12 +18,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from vismem.memory.base import Budget, Memory, WriteReport
-from vismem.memory.kv.block import Block, blocks_from, columns_of, pack
+from vismem.memory.kv.block import Block, columns_of, find_blocks, pack
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.index import Table
 from vismem.memory.kv.snapshot import KVSnapshot
 from vismem.memory.kv.tiers import Tiers
-from vismem.memory.kv.window import Chunk, KVContext, chunks_from, state_of
+from vismem.memory.kv.window import Chunk, KVContext, checked, chunks_from, make_chunk, state_of
 
 __all__ = ["KVMemory"]
 
@@ -110,7 +110,7 @@ class KVMemory(Memory):
         """
         if self._seen:
             raise ValueError("the init prompt comes before the first write; reset the memory")
-        held = self._checked(kv)
+        held = checked(kv, self.config, self.device)
         if held.nbytes > self.budget.bytes // 4:
             raise ValueError(
                 f"an init prompt of {held.nbytes} bytes is more than a quarter of the budget of "
@@ -159,63 +159,9 @@ class KVMemory(Memory):
         dropped = self._fit()
         return WriteReport(nbytes=self.nbytes, dropped=dropped)
 
-    def _checked(self, kv: Tensor) -> Tensor:
-        shape = self.config.shape
-        wanted = shape.layers, 2, shape.kv_heads, shape.head_dim
-        if kv.ndim != 5 or (*kv.shape[:3], kv.shape[4]) != wanted:
-            size = f"({shape.layers}, 2, {shape.kv_heads}, N, {shape.head_dim})"
-            raise ValueError(f"keys and values must be {size}, not {tuple(kv.shape)}")
-        held = torch.empty(kv.shape, dtype=self.config.dtype, device=self.device)
-        held.copy_(kv.detach())
-        if not torch.isfinite(held).all():
-            raise ValueError(
-                f"keys or values are NaN, infinite or beyond {self.config.dtype}; drop that frame"
-            )
-        return held
-
-    def _chunk(
-        self,
-        kv: Tensor,
-        time: float,
-        coords: Tensor | None = None,
-        embedding: Tensor | None = None,
-        saliency: Tensor | None = None,
-        companion: Mapping[str, Tensor] | None = None,
-    ) -> Chunk:
-        config, time = self.config, float(time)
-        if not math.isfinite(time):
-            raise ValueError(f"the time of a write must be finite seconds, not {time}")
-        if time < self._last:
-            raise ValueError(
-                f"time went backwards, from {self._last:.3f} s to {time:.3f} s; sort the stream"
-            )
-        held = self._checked(kv)
-        count = held.shape[3]
-        if not 0 < count <= config.max_tokens:
-            raise ValueError(f"a write takes 1 to {config.max_tokens} tokens, not {count}")
-        if coords is None:
-            coords = torch.arange(count)[:, None].expand(-1, 3)
-        if coords.shape != (count, 3) or coords.is_floating_point():
-            raise ValueError(f"coords must be ({count}, 3) whole numbers, not {coords.shape}")
-        if embedding is None:
-            if config.embedding_dim:
-                raise ValueError(f"an embedding of ({config.embedding_dim},) is needed")
-            embedding = torch.empty(0)
-        if embedding.shape != (config.embedding_dim,) or not torch.isfinite(embedding).all():
-            raise ValueError(f"an embedding is ({config.embedding_dim},) finite numbers")
-        if saliency is None or config.compression is None:
-            saliency = torch.empty(0)
-        elif saliency.shape != (config.shape.layers, count) or not saliency.isfinite().all():
-            raise ValueError(f"saliency is ({config.shape.layers}, {count}) finite numbers")
-        return Chunk(
-            held,
-            time,
-            coords.detach().to("cpu", torch.int16, copy=True),
-            self._writes,
-            self._seen,
-            embedding.detach().to("cpu", torch.float16, copy=True),
-            saliency.detach().to("cpu", torch.float32, copy=True),
-        )
+    def _chunk(self, kv: Tensor, time: float, **context: Unpack[KVContext]) -> Chunk:
+        place = self._writes, self._seen, self._last
+        return make_chunk(self.config, self.device, kv, time, place, **context)
 
     def _append(self, chunk: Chunk) -> None:
         self._window.append(chunk)
@@ -490,21 +436,10 @@ class KVMemory(Memory):
         last, sinks = float(state["last"]), state["sinks"].to(self.device, copy=True)
         names = [name for name in bytes(state["companion"].tolist()).decode().split(",") if name]
         companion = {name: state[f"companion.{name}"].clone() for name in names}
-        wanted = set(state["blocks"].tolist())
-        found: dict[int, tuple[Block, Tensor, Tensor]] = {}
-        for columns, cold in parts:
-            if columns["record"].shape[1:] != (self.config.record_bytes,):
-                raise ValueError(f"blocks have {self.config.record_bytes} bytes in this memory")
-            rows = zip(columns["keys"], columns["embedding"], strict=True)
-            for block, (key, vector) in zip(blocks_from(columns, cold=cold), rows, strict=True):
-                if block.number in wanted:
-                    found[block.number] = block, key, vector
-        if missing := wanted - set(found):
-            raise ValueError(f"{len(missing)} blocks are missing, the first is {min(missing)}")
+        found = find_blocks(parts, state["blocks"].tolist(), self.config.record_bytes)
         # From here on nothing can fail: what was held before is given up.
         self.reset()
-        for number in sorted(found):
-            block, key, vector = found[number]
+        for block, key, vector in found:
             self._keys.add(key, block.row)
             self._embeddings.add(vector[None], block.row)
             self._hold(block)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict
 
-__all__ = ["Chunk", "KVContext", "chunks_from", "state_of"]
+from vismem.memory.kv.config import KVConfig
+
+__all__ = ["Chunk", "KVContext", "checked", "chunks_from", "make_chunk", "state_of"]
 
 
 class KVContext(TypedDict, total=False):
@@ -63,6 +66,95 @@ class Chunk:
         """Bytes that it takes."""
         beside = self.coords.nbytes + self.embedding.nbytes + self.saliency.nbytes
         return self.kv.nbytes + beside + 64
+
+
+def checked(kv: Tensor, config: KVConfig, device: torch.device) -> Tensor:
+    """A copy of keys and values as the window keeps them.
+
+    Raises:
+        ValueError: If they are of another shape, or not finite in the model's dtype.
+    """
+    shape = config.shape
+    if kv.ndim != 5 or (*kv.shape[:3], kv.shape[4]) != (
+        shape.layers,
+        2,
+        shape.kv_heads,
+        shape.head_dim,
+    ):
+        size = f"({shape.layers}, 2, {shape.kv_heads}, N, {shape.head_dim})"
+        raise ValueError(f"keys and values must be {size}, not {tuple(kv.shape)}")
+    held = torch.empty(kv.shape, dtype=config.dtype, device=device)
+    held.copy_(kv.detach())
+    if not torch.isfinite(held).all():
+        raise ValueError(
+            f"keys or values are NaN, infinite or beyond {config.dtype}; drop that frame"
+        )
+    return held
+
+
+def make_chunk(
+    config: KVConfig,
+    device: torch.device,
+    kv: Tensor,
+    time: float,
+    place: tuple[int, int, float],
+    *,
+    coords: Tensor | None = None,
+    embedding: Tensor | None = None,
+    saliency: Tensor | None = None,
+    companion: Mapping[str, Tensor] | None = None,
+) -> Chunk:
+    """Take a write, if it can be taken.
+
+    Args:
+        config: Of the memory.
+        device: Of the window.
+        kv: Keys and values, ``(L, 2, G, N, D)``.
+        time: When it was seen, in seconds.
+        place: Number of the write, absolute number of its first token, time of the one before.
+        coords: See `KVContext`, as the rest.
+        embedding: Of the frame.
+        saliency: How much each token matters.
+        companion: Not of the chunk.
+
+    Raises:
+        ValueError: If anything does not fit or is not finite.
+    """
+    source, first, last = place
+    time = float(time)
+    if not math.isfinite(time):
+        raise ValueError(f"the time of a write must be finite seconds, not {time}")
+    if time < last:
+        raise ValueError(f"time went backwards, from {last:.3f} s to {time:.3f} s; sort the stream")
+    held = checked(kv, config, device)
+    count = held.shape[3]
+    if not 0 < count <= config.max_tokens:
+        raise ValueError(f"a write takes 1 to {config.max_tokens} tokens, not {count}")
+    if coords is None:
+        coords = torch.arange(count)[:, None].expand(-1, 3)
+    if coords.shape != (count, 3) or coords.is_floating_point():
+        raise ValueError(f"coords must be ({count}, 3) whole numbers, not {coords.shape}")
+    if coords.numel() and int(coords.abs().max()) >= 2**15:
+        raise ValueError(f"coords must be below {2**15}, not {int(coords.abs().max())}")
+    if embedding is None:
+        if config.embedding_dim:
+            raise ValueError(f"an embedding of ({config.embedding_dim},) is needed")
+        embedding = torch.empty(0)
+    if embedding.shape != (config.embedding_dim,) or not torch.isfinite(embedding).all():
+        raise ValueError(f"an embedding is ({config.embedding_dim},) finite numbers")
+    if saliency is None or config.compression is None:
+        saliency = torch.empty(0)
+    elif saliency.shape != (config.shape.layers, count) or not saliency.isfinite().all():
+        raise ValueError(f"saliency is ({config.shape.layers}, {count}) finite numbers")
+    return Chunk(
+        held,
+        time,
+        coords.detach().to("cpu", torch.int16, copy=True),
+        source,
+        first,
+        embedding.detach().to("cpu", torch.float16, copy=True),
+        saliency.detach().to("cpu", torch.float32, copy=True),
+    )
 
 
 def state_of(window: Iterable[Chunk], empty: Tensor) -> dict[str, Tensor]:
