@@ -147,6 +147,15 @@ def test_constant_channels_are_exact(precision: Precision) -> None:
 
 
 @pytest.mark.parametrize("precision", LEVELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_step_is_zero(precision: Precision, dtype: torch.dtype) -> None:
+    """What dividing by zero gives as a code is another number on another machine."""
+    record = pack_record(torch.zeros(1, 2, 2, 3, 4, dtype=dtype), precision)
+    lows = 2 * 4 * dtype.itemsize
+    assert (record[lows : 2 * lows].view(dtype) == torch.finfo(dtype).tiny).all()
+
+
+@pytest.mark.parametrize("precision", LEVELS)
 def test_one_token_keeps_its_keys_exactly(precision: Precision) -> None:
     kv = block(tokens=1)
     assert torch.equal(unpacked(pack_record(kv, precision), kv, precision)[:, 0], kv[:, 0])
