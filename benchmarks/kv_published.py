@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]  # keys, not rotated, and values, (G, n, D) each
+
 __all__ = ["LayerAsPublished", "ReKVAsPublished", "Settings"]
 
 
@@ -58,12 +60,12 @@ class LayerAsPublished:
     def __init__(self, settings: Settings, heads: int, theta: float) -> None:
         self.settings, self.heads, self.theta = settings, heads, theta
         self.seen = 0
-        self.local: tuple[Tensor, Tensor] | None = None
-        self.rest: tuple[Tensor, Tensor] | None = None
-        self.init: tuple[Tensor, Tensor] | None = None
-        self.blocks: list[tuple[Tensor, Tensor]] = []
+        self.local: Pair | None = None
+        self.rest: Pair | None = None
+        self.init: Pair | None = None
+        self.blocks: list[Pair] = []
         self.reps: list[Tensor] = []
-        self.context: tuple[Tensor, Tensor] | None = None
+        self.context: Pair | None = None
         self.chosen: list[int] = []
 
     # ------------------------------------------------------------------ encoding
@@ -142,12 +144,12 @@ class LayerAsPublished:
             starts = range(0, frames[0].shape[1], block)
             blocks = [tuple(part[:, s : s + block] for part in frames) for s in starts]
             reps = [expand(pair[0], query).mean(dim=1).flatten() for pair in blocks]
-        self.chosen = self._choose(asked, reps)
-        parts = [init, *(blocks[row] for row in self.chosen)]
-        self.context = tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        self.chosen = self.choose(asked, reps)
+        self.context = self.gather(init, blocks)
         return self._read(query, *join(self.context, (key, value)))
 
-    def _choose(self, asked: Tensor, reps: list[Tensor]) -> list[int]:
+    def choose(self, asked: Tensor, reps: list[Tensor]) -> list[int]:
+        """Rows of the blocks that score best, ascending."""
         settings, count = self.settings, len(reps)
         if count <= settings.blocks:
             return list(range(count))
@@ -156,6 +158,11 @@ class LayerAsPublished:
         best = torch.stack(groups).topk(settings.blocks // settings.chunk).indices.sort().values
         rows = [g * settings.chunk + i for g in best.tolist() for i in range(settings.chunk)]
         return [row for row in rows if row < count]
+
+    def gather(self, init: Pair, blocks: list[Pair]) -> Pair:
+        """Join what was chosen, behind the init prompt."""
+        parts = [init, *(blocks[row] for row in self.chosen)]
+        return tuple(torch.cat(part, dim=1) for part in zip(*parts, strict=True))
 
     def answer(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend to context and answer so far, which the new tokens join."""
@@ -188,7 +195,7 @@ class LayerAsPublished:
         return weights.to(values.dtype) @ torch.cat([values[:, first:], values[:, :sinks]], dim=1)
 
 
-def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def join(one: Pair, other: Pair) -> Pair:
     """Keys and values, one after the other in time."""
     return tuple(torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
 
