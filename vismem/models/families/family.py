@@ -175,7 +175,8 @@ class Family(ABC):
             embeds: ``(1, S, hidden)``.
             positions: ``(S,)``, or ``(3, S)`` for M-RoPE. With zeros, queries and keys reach cache
                 and attention as they are, unrotated.
-            kvmem: Handed through to the attention function of every layer, untouched.
+            kvmem: Handed through to the attention function of every layer, untouched; with it no
+                mask is made, so the function has to keep causality itself.
             cache: A transformers ``Cache``; none is made where none is given.
             visual: ``(S,)`` bool, the tokens that ``deepstack`` is of; all by default.
             deepstack: Of the visual tokens in order, each ``(V, hidden)``.
