@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vismem.memory.kv.compress import Compression
 from vismem.memory.kv.quantize import Precision, record_bytes
 from vismem.memory.kv.shape import KVShape
-
-if TYPE_CHECKING:
-    from vismem.memory.kv.compress import Compression
 
 __all__ = ["KVConfig"]
 

@@ -156,11 +156,9 @@ class Tiers:
         return torch.cat([k for k, _ in chosen], 1), torch.cat([v for _, v in chosen], 1)
 
     def _unpack(self, layer: int, blocks: Sequence[Block]) -> list[Pair]:
+        sizes = self.shape, self.tokens, self.precision, self.dtype
         records = [block.packed for block in blocks]
-        keys, values = unpack_layers(
-            records, layer, self.shape, self.tokens, self.precision, self.dtype
-        )
-        keys, values = keys.to(self.device), values.to(self.device)
+        keys, values = unpack_layers(records, layer, *sizes, device=self.device)
         parts = keys.split(self.tokens, 1), values.split(self.tokens, 1)
         return list(zip(*parts, strict=True))
 
