@@ -187,7 +187,7 @@ def test_attention_of_shared_key_heads(
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
     query = draw(groups * ratio, count, width)
     keys, values = draw(groups, before + count, width), draw(groups, before + count, width)
-    mask = lower_right(count, before + count, query.device)
+    mask = lower_right(count, before + count, ratio, query)
     assert (mask is None) == (count == 1)
     found = attend(query, keys, values, 0.3, mask)
     for token in range(count):

@@ -24,7 +24,17 @@ from torch.nn.functional import scaled_dot_product_attention
 from vismem.memory.kv.window import Chunk
 from vismem.models.families import Family
 
-__all__ = ["ATTENTION", "Encoding", "Pair", "Plan", "Reading", "attend", "host", "lower_right"]
+__all__ = [
+    "ATTENTION",
+    "Encoding",
+    "Pair",
+    "Plan",
+    "Reading",
+    "added",
+    "attend",
+    "host",
+    "lower_right",
+]
 
 ATTENTION = "vismem_kv"
 Pair = tuple[Tensor, Tensor]  # keys and values, (G, n, D) each
@@ -77,6 +87,10 @@ def _attention(
     **more: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer; a plan needs no mask, it knows its own."""
+    if kvmem is None and len(query) == query.shape[2] == 1 and attention_mask is None:
+        # One more word: the same as below, without reading keys once for every query head.
+        seen = attend(query[0], key[0], value[0], scaling)
+        return rearrange(seen, "h s d -> 1 s h d"), None
     if kvmem is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -94,30 +108,44 @@ def attend(
 ) -> Tensor:
     """Attention of ``(H, S, D)`` to ``(G, n, D)``, each key head serving ``H / G`` query heads.
 
+    The heads that share keys are laid behind each other as rows, so that keys need no copies.
+
     Args:
         query: Of ``S`` tokens.
-        keys: At most the width of the query.
-        values: Of any width ``E``.
+        keys: ``(G, n, D)``.
+        values: Of any width, ``(G, n, E)``.
         scale: Of the products; one over the root of ``D`` by default.
-        mask: ``(S, n)`` bool, true where a token may look; everywhere by default.
+        mask: ``(H / G * S, n)``, what is added to the products, see `added`; nothing by default.
 
     Returns:
         ``(H, S, E)``.
     """
-    groups = len(keys)
-    rows = rearrange(query, "(g r) s d -> 1 g (r s) d", g=groups)  # no copy of keys for each head
-    if mask is not None:
-        mask = mask.repeat(len(query) // groups, 1)
+    rows = rearrange(query, "(g r) s d -> 1 g (r s) d", g=len(keys))
     seen = scaled_dot_product_attention(rows, keys[None], values[None], mask, scale=scale)
     return rearrange(seen, "1 g (r s) d -> (g r) s d", s=query.shape[1])
 
 
-def lower_right(count: int, length: int, device: torch.device) -> Tensor | None:
-    """Mask ``(count, length)`` with which the last ``count`` of ``length`` tokens look back."""
+def added(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
+    """A mask as `attend` takes it, made once for all layers.
+
+    Args:
+        seen: ``(S, n)`` bool, true where a token may look.
+        repeats: Query heads that share a key head, ``H / G``.
+        dtype: Of the queries.
+
+    Returns:
+        ``(H / G * S, n)``: zero where a token may look, minus infinity elsewhere.
+    """
+    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+    return mask.masked_fill_(~seen, float("-inf")).repeat(repeats, 1)
+
+
+def lower_right(count: int, length: int, repeats: int, like: Tensor) -> Tensor | None:
+    """The mask with which the last ``count`` of ``length`` tokens look back; None for just one."""
     if count == 1:
         return None
-    seen = torch.ones(count, length, dtype=torch.bool, device=device)
-    return seen.tril_(length - count)
+    seen = torch.ones(count, length, dtype=torch.bool, device=like.device)
+    return added(seen.tril_(length - count), repeats, like.dtype)
 
 
 class Encoding(Plan):
@@ -159,6 +187,7 @@ class Encoding(Plan):
         count, self._sinks, self._rope = sinks.shape[3], sinks, family.rope
         where, _ = family.context_positions(coords, writes, start=count)
         self._angles = family.angles(where)
+        repeats = family.shape.heads // family.shape.kv_heads
         # Each frame's view may begin elsewhere; the sinks stand right before it, for each anew.
         self._views: list[tuple[slice, slice, Tensor | None]] = []
         before: list[Tensor] = []
@@ -168,7 +197,7 @@ class Encoding(Plan):
             alone, _ = family.context_positions(coords[head], writes[head], start=count)
             shift = where[..., begin, None] - alone[..., 0, None]
             before.append(family.text_positions(count) + shift)
-            mask = lower_right(size, count + end - begin, sinks.device)
+            mask = lower_right(size, count + end - begin, repeats, sinks)
             self._views.append((slice(begin, end), slice(end - size, end), mask))
         self._sink_angles = family.angles(torch.cat(before, -1))
 
@@ -225,5 +254,5 @@ class Reading(Plan):
         keys = torch.cat([keys, self._rope.apply(key, *self._angles)], 1)
         values = torch.cat([values, value], 1)
         self.pairs.append((keys, values))
-        mask = lower_right(query.shape[1], keys.shape[1], query.device)
+        mask = lower_right(query.shape[1], keys.shape[1], len(query) // len(keys), keys)
         return attend(self._rope.apply(query, *self._angles), keys, values, scale, mask)

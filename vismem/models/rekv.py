@@ -16,38 +16,39 @@ from torch import Tensor
 
 from vismem.memory.kv.snapshot import KVSnapshot
 from vismem.models.families import Family
-from vismem.models.kv_attention import Pair, Plan, attend
+from vismem.models.kv_attention import Pair, Plan, added, attend
 
 __all__ = ["PublishedEncoding", "PublishedReading"]
+
+
+def _near(query: Tensor, keys: Tensor, window: int) -> Tensor:
+    """Whether tokens at places ``(S,)`` see those at places ``(n,)``: the last ``W``, bool."""
+    distance = query[:, None] - keys
+    return (distance >= 0) & (distance < window)
 
 
 def _with_sinks(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
-    mask: Tensor,
     far: Tensor,
-    sinks: Pair,
-    shown: Tensor,
+    sink_keys: Tensor,
+    sink_values: Tensor,
+    mask: Tensor,
     scale: float | None,
 ) -> Tensor:
-    """One softmax over keys, and over sinks that are met by differently rotated queries.
+    """One softmax over keys, and over sinks that are met by queries rotated otherwise, ``far``.
 
     Queries and keys of both kinds lie side by side in twice the width, zeros where they must not
-    meet.
+    meet. The mask has the keys first.
     """
-    if not sinks[0].shape[1]:
+    if not sink_keys.shape[1]:
         return attend(query, keys, values, scale, mask)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     keys = torch.cat([keys, torch.zeros_like(keys)], -1)
-    others = torch.cat([torch.zeros_like(sinks[0]), sinks[0]], -1)
-    return attend(
-        torch.cat([query, far], -1),
-        torch.cat([keys, others], 1),
-        torch.cat([values, sinks[1]], 1),
-        scale,
-        torch.cat([mask, shown], 1),
-    )
+    sinks = torch.cat([torch.zeros_like(sink_keys), sink_keys], -1)
+    both = torch.cat([keys, sinks], 1), torch.cat([values, sink_values], 1)
+    return attend(torch.cat([query, far], -1), *both, scale, mask)
 
 
 class PublishedEncoding(Plan):
@@ -68,22 +69,17 @@ class PublishedEncoding(Plan):
         self._angles = family.angles(torch.arange(self._old + count))
         self._far = family.angles(torch.tensor([self._window - 1]))
         self._steps: list[tuple[slice, slice, Tensor, int]] = []
-        device = snapshot.sinks.device
+        repeats = family.shape.heads // family.shape.kv_heads
+        place = torch.arange(self._old + count, device=self._sinks.device)
         for start in range(0, count, snapshot.config.block):
-            stop = min(start + snapshot.config.block, count)
-            view = slice(max(0, self._old + start - self._window), self._old + stop)
-            distance = torch.arange(self._old + start, self._old + stop, device=device)[
-                :, None
-            ] - torch.arange(view.start, view.stop, device=device)
-            sinks = snapshot.seen + stop - self._window  # that have left the local tokens
-            self._steps.append(
-                (
-                    slice(start, stop),
-                    view,
-                    (distance >= 0) & (distance < self._window),
-                    min(max(sinks, 0), self._sinks.shape[3]),
-                )
-            )
+            own = slice(start, min(start + snapshot.config.block, count))
+            view = slice(max(0, self._old + start - self._window), self._old + own.stop)
+            # As many first words as have left the local tokens by the end of the step.
+            gone = snapshot.seen + own.stop - self._window
+            shown = min(max(gone, 0), self._sinks.shape[3])
+            seen = _near(place[self._old :][own], place[view], self._window)
+            seen = torch.cat([seen, seen.new_ones(len(seen), shown)], 1)
+            self._steps.append((own, view, added(seen, repeats, self._sinks.dtype), shown))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -98,11 +94,10 @@ class PublishedEncoding(Plan):
         near = self._rope.apply(query, *(part[self._old :] for part in self._angles))
         far = self._rope.apply(query, *self._far)
         seen = []
-        for own, view, mask, sinks in self._steps:
-            pair = self._sinks[layer, 0, :, :sinks], self._sinks[layer, 1, :, :sinks]
-            local = keys[:, view], values[:, view]
-            shown = mask.new_ones(mask.shape[0], sinks)
-            seen.append(_with_sinks(near[:, own], *local, mask, far[:, own], pair, shown, scale))
+        for own, view, mask, shown in self._steps:
+            local = near[:, own], keys[:, view], values[:, view]
+            sinks = far[:, own], *self._sinks[layer, :, :, :shown]
+            seen.append(_with_sinks(*local, *sinks, mask, scale))
         return torch.cat(seen, 1)
 
 
@@ -131,7 +126,6 @@ class PublishedReading(Plan):
         self.pairs: list[Pair] = []
         self._family, self._context = family, context
         self._window, self._count = window, sinks
-        self._angles: dict[int, Pair] = {}
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -140,25 +134,27 @@ class PublishedReading(Plan):
         family, window, new = self._family, self._window, query.shape[1]
         keys, values = self._context(layer, query)
         keys, values = torch.cat([keys, key], 1), torch.cat([values, value], 1)
-        total, device = keys.shape[1], query.device
-        local = min(total, new + window)
-        cos, sin = family.angles(torch.arange(local))
-        place = torch.arange(total - new, total, device=device)[:, None]
-        distance = place - torch.arange(total - local, total, device=device)
-        sinks = min(self._count, total) if total > window else 0
-        seen = _with_sinks(
-            family.rope.apply(query, cos[local - new :], sin[local - new :]),
-            family.rope.apply(keys[:, total - local :], cos, sin),
-            values[:, total - local :],
-            (distance >= 0) & (distance < window),
+        total = keys.shape[1]
+        near = slice(max(0, total - new - window), total)
+        place = torch.arange(total, device=query.device)
+        seen = _near(place[total - new :], place[near], window)
+        shown = self._count if total > window else 0
+        gone = place[total - new :, None] - place[:shown] >= window
+        mask = added(torch.cat([seen, gone], 1), len(query) // len(keys), query.dtype)
+        cos, sin = family.angles(torch.arange(total - near.start))
+        out = _with_sinks(
+            family.rope.apply(query, cos[-new:], sin[-new:]),
+            family.rope.apply(keys[:, near], cos, sin),
+            values[:, near],
             family.rope.apply(query, *family.angles(torch.tensor([window - 1]))),
-            (keys[:, :sinks], values[:, :sinks]),
-            place - torch.arange(sinks, device=device) >= window,
+            keys[:, :shown],
+            values[:, :shown],
+            mask,
             scale,
         )
         if total > window + self._count:
-            rest = total - window
-            keys = torch.cat([keys[:, : self._count], keys[:, rest:]], 1)
-            values = torch.cat([values[:, : self._count], values[:, rest:]], 1)
+            first, last = slice(self._count), slice(total - window, total)
+            keys = torch.cat([keys[:, first], keys[:, last]], 1)
+            values = torch.cat([values[:, first], values[:, last]], 1)
         self.pairs.append((keys, values))
-        return seen
+        return out
