@@ -189,6 +189,10 @@ def test_the_head_is_not_called_while_encoding(family: Family) -> None:
     assert heard["calls"] == 1 and logits.shape == (1, family.text_model.config.vocab_size)
 
 
+def test_a_model_in_training_is_put_to_use() -> None:
+    assert not family_of(tiny_model("smolvlm").train()).text_model.training
+
+
 def test_no_cache_is_made_where_none_is_given(family: Family) -> None:
     with listening(family.text_model.layers[0]) as heard:
         family.forward(family.embed_text([1, 2])[None], positions=family.text_positions(2))

@@ -266,9 +266,9 @@ class Family(ABC):
         text = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        before, found, rest = text.partition(self.video)
+        before, _, rest = text.partition(self.video)
         after, asked, answer = rest.partition(QUESTION)
-        if not (found and asked):
+        if not asked:
             raise UsageError(
                 f"the chat template of this {self.model_type} model has no {self.video} before the "
                 "question; give the tokenizer the template of the published model"
