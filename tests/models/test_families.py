@@ -168,6 +168,17 @@ def test_qwen25_positions_are_the_stock_ones_where_these_are_right() -> None:
     assert (behind == many.positions[:, many.visual].max() + 1).all()
 
 
+def test_an_odd_number_of_patches_is_pooled_upwards() -> None:
+    """As of the published model, whose 27 x 27 patches become 14 x 14 tokens."""
+    config = tiny_model("llava_onevision").config
+    config.vision_config.image_size = 70
+    with torch.random.fork_rng(devices=[]):
+        family = family_of(transformers.LlavaOnevisionForConditionalGeneration(config))
+    assert family.grid(480, 640) == (3, 3)
+    theirs = family.model.get_video_features(family.pixels(frames(2))[None]).pooler_output
+    same(family.embed_frames(frames(2)).embeds.flatten(0, 1), theirs[0, :-1])
+
+
 def test_frames_do_not_see_each_other(family: Family) -> None:
     shown = frames(3)
     together = family.embed_frames(shown)
