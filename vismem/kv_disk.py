@@ -78,6 +78,11 @@ class DiskSizes:
         """The most blocks that so many tokens can fill, with those that waited before them."""
         return (tokens + self.config.block - 1) // self.config.block
 
+    def alone(self, payload: int, tokens: int, beside: int) -> int:
+        """A directory that holds nothing but one write, and what is needed to seal it."""
+        states = 2 * self.state(self.blocks(tokens), beside)
+        return ASIDE + payload + states + self.segment(self.blocks(tokens))
+
     @property
     def cycle(self) -> int:
         """Blocks of one log."""

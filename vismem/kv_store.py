@@ -302,6 +302,12 @@ class DurableKV:
         """
         payload = pack(tensors, {**meta, "stream": self._stream})
         tokens = tensors["kv"].shape[3]
+        least = self._sizes.alone(len(payload), tokens, self._segments.beside(beside))
+        if least > self.disk.bytes:
+            raise StoreError(
+                f"{self._store.path} may hold {self.disk.bytes} bytes, and this write alone needs "
+                f"{least}: open it with a larger disk budget, or write less at once"
+            )
         dropped = 0
         unsealed = self._sizes.blocks(self._tokens + tokens) * self.config.record_bytes
         if self._store.records and (
@@ -312,11 +318,6 @@ class DurableKV:
         ):
             # Sealing comes first: if it fails, the write is tried again and must not be there yet.
             dropped = self._seal(beside)
-        if (peak := self._peak(len(payload), tokens, beside)) > self.disk.bytes:
-            raise StoreError(
-                f"{self._store.path} may hold {self.disk.bytes} bytes, and this write needs up to "
-                f"{peak}: open it with a larger disk budget, or write less at once"
-            )
         # However this ends, Ctrl-C included, the log may now hold what the memory does not.
         self._behind = True
         try:
@@ -442,6 +443,11 @@ class DurableKV:
     def disk_bytes(self) -> int:
         """Bytes in the directory; at most ``disk.bytes`` at any time."""
         return sum(self._store.nbytes.values())
+
+    @property
+    def logged(self) -> int:
+        """Writes that only the log holds, and the memory in RAM."""
+        return self._store.records
 
     @property
     def blocks(self) -> Sequence[Block]:
