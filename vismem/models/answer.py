@@ -5,6 +5,7 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,7 +99,7 @@ class Question:
             return self._generate(prompt, max_new_tokens, stop, self._sliding(pairs))
         if self.published:  # nothing slides: contiguous positions for once are enough
             pairs = [(self._contiguous(keys), values) for keys, values in pairs]
-        return self._generate(prompt, max_new_tokens, stop, self._growing(pairs))
+        return self._generate(prompt, max_new_tokens, stop, self._growing(pairs, max_new_tokens))
 
     # ------------------------------------------------------------------ what is read
 
@@ -189,11 +190,11 @@ class Question:
         """The likeliest next token; the head sees the last state alone."""
         return int(self.family.logits(hidden[:, -1:]).argmax())
 
-    def _growing(self, pairs: list[Pair]) -> Callable[[Sequence[int]], Tensor]:
-        """Words behind a context that is placed once: a stock cache and stock attention."""
-        from transformers import DynamicCache
+    def _growing(self, pairs: list[Pair], most: int) -> Callable[[Sequence[int]], Tensor]:
+        """Words behind a context that is placed once, by the model's own rotation and cache."""
+        from transformers import Cache
 
-        cache, said = DynamicCache(), 0
+        cache, said = Cache(layers=[]), 0
 
         def forward(ids: Sequence[int]) -> Tensor:
             nonlocal said
@@ -205,8 +206,7 @@ class Question:
                 plan = Reading(self.family, len(ids), lambda layer, query: pairs[layer])
                 hidden = self._run(ids, plan)
                 pairs.clear()
-                for layer, (keys, values) in enumerate(plan.pairs):
-                    cache.update(keys[None], values[None], layer)
+                cache.layers = _with_room(plan.pairs, most)
             said += len(ids)
             return hidden
 
@@ -239,6 +239,42 @@ class Question:
         if self.family.device.type == "cuda":
             torch.cuda.synchronize(self.family.device)
         return clock.perf_counter()
+
+
+def _with_room(pairs: list[Pair], room: int) -> list[Any]:
+    """Layers of a transformers cache, with room for more tokens: none is moved for a new one.
+
+    Args:
+        pairs: Keys and values of each layer, ``(G, n, D)``; used up, to hold no layer twice.
+        room: Tokens that may come.
+    """
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):
+        """A layer that grows inside of what it was given at first."""
+
+        def __init__(self, pair: Pair) -> None:
+            super().__init__()
+            self.dtype, self.device, self.is_initialized = pair[0].dtype, pair[0].device, True
+            self._room = [torch.nn.functional.pad(part, (0, 0, 0, room))[None] for part in pair]
+            self._show(pair[0].shape[1])
+
+        def _show(self, count: int) -> Pair:
+            keys, values = (part[:, :, :count] for part in self._room)
+            self.keys, self.values = keys, values
+            return keys, values
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **more: Any) -> Pair:
+            begin = self.get_seq_length()
+            end = begin + key_states.shape[2]
+            for part, new in zip(self._room, (key_states, value_states), strict=True):
+                part[:, :, begin:end] = new
+            return self._show(end)
+
+    layers = []
+    while pairs:
+        layers.append(RoomyLayer(pairs.pop(0)))
+    return layers
 
 
 def external_scores(embeddings: Tensor, embedding: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ class PublishedEncoding(Plan):
         seen = []
         for own, view, mask, shown in self._steps:
             local = near[:, own], keys[:, view], values[:, view]
-            sinks = far[:, own], *self._sinks[layer, :, :, :shown]
-            seen.append(_with_sinks(*local, *sinks, mask, scale))
+            first = self._sinks[layer, :, :, :shown]
+            seen.append(_with_sinks(*local, far[:, own], first[0], first[1], mask, scale))
         return torch.cat(seen, 1)
 
 

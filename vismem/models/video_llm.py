@@ -60,6 +60,9 @@ class StreamMemory(Protocol):
     def snapshot(self) -> KVSnapshot:
         """Give an immutable view."""
 
+    def forget(self, start: float, end: float) -> int:
+        """Give up all that touches a span of time."""
+
 
 class VideoLLM:
     """A loaded video language model that can host memories; threads may share it.
@@ -150,6 +153,11 @@ class VideoStream:
         with self._lock:
             return self.memory.snapshot()
 
+    def forget(self, start: float, end: float) -> int:
+        """Give up blocks and frames that touch a span of seconds; how many there were."""
+        with self._lock:
+            return self.memory.forget(start, end)
+
     # ------------------------------------------------------------------ encoding
 
     def write(
@@ -180,7 +188,7 @@ class VideoStream:
             raise ValueError("there are no frames to write")
         if not all(map(math.isfinite, moments)):
             raise ValueError(f"times must be finite seconds, not {moments}")
-        for before, after in zip([self._last(), *moments], moments, strict=False):
+        for before, after in zip([self.last_time, *moments], moments, strict=False):
             if after < before:
                 raise ValueError(
                     f"time went backwards, from {before:.3f} s to {after:.3f} s; sort the stream"
@@ -194,7 +202,9 @@ class VideoStream:
             reports += self._encode(frames[part], moments[part], vectors)
         return reports
 
-    def _last(self) -> float:
+    @property
+    def last_time(self) -> float:
+        """When the newest frame that is still held was seen; minus infinity if there is none."""
         view = self.snapshot()
         if view.window:
             return view.window[-1].time
