@@ -46,6 +46,16 @@ class Run:
     """What remembers pictures beside the moments, in half of the budget."""
     encoder: str = "embedded"
     """embedded (no hub needed), siglip2, clip, or a model's name on the hub."""
+    model: str | None = None
+    """A video language model that looks as well and answers in words: a hub's name or a folder."""
+    model_fps: float = 0.5
+    """Frames a second that the model looks at."""
+    model_budget: str = "2GB"
+    """What its keys and values may take in RAM, for each stream."""
+    model_disk: str = "32GB"
+    """What they may take on disk, for each stream."""
+    model_precision: Literal["model", "int8", "int4"] = "int8"
+    """What they are stored in."""
     resume: bool = False
     """Go on with a memory that exists, after its last frame."""
     retain: float | None = None
@@ -72,6 +82,8 @@ class Ask:
     """Plain English: "when does the dog appear?"."""
     threshold: float | None = None
     """Least probability that is claimed."""
+    words: bool = True
+    """Let the video language model of the memory answer; --no-words for the evidence alone."""
     rephrase: bool = False
     """Let a small language model smooth the sentence; only faithful words pass (extra llm)."""
     json: bool = False
@@ -261,6 +273,7 @@ def _run(verb: Run) -> int:
 def _open_to_write(verb: Run, out: Path) -> VisualMemory:
     import torch
 
+    from vismem.model_memory import ModelSettings
     from vismem.pipeline import VisualMemory
 
     if verb.threads < 1:
@@ -271,11 +284,19 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
             raise UsageError(f"{out} exists; add --resume to go on with it, or give another --out")
         return VisualMemory.open(out)
     try:
+        settings = verb.model and ModelSettings(
+            verb.model,
+            fps=verb.model_fps,
+            budget=verb.model_budget,
+            disk=verb.model_disk,
+            precision=verb.model_precision,
+        )
         return VisualMemory(
             verb.budget,
             policy=verb.policy,
             path=out,
             encoder=verb.encoder,
+            model=settings or None,
             durability=verb.durability,
             retain=verb.retain,
         )
@@ -397,8 +418,14 @@ def _ask(verb: Ask) -> int:
 
     with VisualMemory.open(verb.memory, read_only=True) as memory:
         threshold = THRESHOLD if verb.threshold is None else verb.threshold
+        if memory.model and verb.words:
+            try:
+                _ = memory.model.llm
+            except VismemError as error:
+                way = "--no-words answers from the evidence alone"
+                raise type(error)(f"{error}; {way}") from error
         try:
-            answer = memory.ask(verb.question, threshold=threshold)
+            answer = memory.ask(verb.question, threshold=threshold, words=verb.words)
         except ValueError as error:
             raise UsageError(str(error)) from error
     if verb.rephrase:
@@ -411,15 +438,19 @@ def _ask(verb: Ask) -> int:
 
 def _inspect(verb: Inspect) -> int:
     from vismem.export import export_picture, summary
+    from vismem.model_memory import model_stores
     from vismem.store import verify
 
     report = None
     if verb.verify:
         report = verify(verb.memory)
-        if not report.ok:
+        problems = [*report.problems]
+        for store in model_stores(verb.memory):
+            problems += [f"{store.name}: {problem}" for problem in verify(store).problems]
+        if problems:
             if verb.json:
-                print(json.dumps({"verified": False, "problems": report.problems}))
-            for problem in report.problems:
+                print(json.dumps({"verified": False, "problems": problems}))
+            for problem in problems:
                 print(f"vismem: {problem}", file=sys.stderr)
             return StoreError.exit_code
     facts = summary(verb.memory)

@@ -13,7 +13,9 @@ import torch
 
 from vismem.errors import StoreError, UsageError, require
 from vismem.heads.answer import LEAST_TOLD, clock
+from vismem.kv_store import DurableKV
 from vismem.memory.episodic import EpisodicSnapshot
+from vismem.model_memory import model_stores
 from vismem.observation import LEAST_EVENT
 from vismem.picture import Held, draw
 from vismem.pipeline import VisualMemory
@@ -49,6 +51,18 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             levels = Counter(slot.level for slot in slots)
             told = ", ".join(f"{count} {level}" for level, count in levels.items())
             facts[f"{name}, {memory.policy}"] = f"{len(slots)} scenes: {told or 'none'}"
+        if memory.model:
+            facts["model"] = memory.model.settings.name
+        for folder in model_stores(Path(path)):
+            with DurableKV.open(folder, read_only=True) as held:
+                span = "nothing"
+                if held.blocks:
+                    span = f"{clock(held.blocks[0].first)} to {clock(held.blocks[-1].last)}"
+                facts[f"{held.identity['stream']}, model"] = (
+                    f"{len(held.blocks)} blocks of keys and values, {span}; "
+                    f"{held.nbytes} bytes in RAM, {held.disk_bytes} on disk"
+                    + "".join(f"; lost: {what}" for what in held.lost)
+                )
         if memory.stats.problems:
             facts["problems"] = "; ".join(memory.stats.problems)
     return facts

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from vismem.errors import StoreError, UsageError
 from vismem.kv_disk import DiskSizes, as_stored, facts
@@ -30,6 +31,7 @@ from vismem.memory.kv.block import Block
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.snapshot import KVSnapshot
+from vismem.memory.kv.window import KVContext
 from vismem.store import Durability, MemoryStore, pack, unpack
 
 __all__ = ["DurableKV"]
@@ -250,25 +252,13 @@ class DurableKV:
             raise
         self._behind = False
 
-    def write_kv(
-        self,
-        kv: Tensor,
-        time: float,
-        *,
-        coords: Tensor | None = None,
-        embedding: Tensor | None = None,
-        saliency: Tensor | None = None,
-        companion: Mapping[str, Tensor] | None = None,
-    ) -> WriteReport:
+    def write_kv(self, kv: Tensor, time: float, **context: Unpack[KVContext]) -> WriteReport:
         """Add the keys and values of one frame; when this returns, they survive a crash.
 
         Args:
             kv: Keys, not rotated, and values of all layers, ``(L, 2, G, N, D)``.
             time: When it was seen, in seconds, never earlier than the write before.
-            coords: See `KVMemory.write_kv`, as the rest.
-            embedding: Of the frame, ``(E,)``.
-            saliency: How much each token matters, ``(L, N)``.
-            companion: What `companion` is from now on.
+            **context: See `KVContext`.
 
         Raises:
             StoreError: If the disk is full or fails; the write was not taken and nothing is lost:
@@ -277,15 +267,15 @@ class DurableKV:
             ValueError: If anything does not fit or is not finite; nothing has changed.
         """
         self._check_writable()
-        given = {"coords": coords, "embedding": embedding, "saliency": saliency}
-        # What is logged can be replayed.
-        self.memory.check_kv(kv, time, coords=coords, embedding=embedding, saliency=saliency)
-        tensors = {"kv": kv.detach().to(self.config.dtype)}
-        tensors |= {name: value for name, value in given.items() if value is not None}
+        self.memory.check_kv(kv, time, **context)  # what is logged can be replayed
+        given = {name: context.get(name) for name in ("coords", "embedding", "saliency")}
+        tensors = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        companion = context.get("companion")
         beside = {f"companion.{name}": value for name, value in (companion or {}).items()}
+        tensors |= {"kv": kv.detach().to(self.config.dtype), **beside}
         meta = {"time": float(time), "companion": companion is not None}
-        dropped = self._log(tensors | beside, meta, sum(v.nbytes for v in beside.values()))
-        report = self._take(tensors | beside, meta)
+        dropped = self._log(tensors, meta, sum(value.nbytes for value in beside.values()))
+        report = self._take(tensors, meta)
         self._behind = False
         return dataclasses.replace(report, dropped=report.dropped + dropped)
 
@@ -301,6 +291,8 @@ class DurableKV:
             How many blocks the seal gave up.
         """
         payload = pack(tensors, {**meta, "stream": self._stream})
+        if not self._store.records:
+            self._logged = self._tokens = 0
         tokens = tensors["kv"].shape[3]
         least = self._sizes.alone(len(payload), tokens, self._segments.beside(beside))
         if least > self.disk.bytes:
@@ -334,19 +326,20 @@ class DurableKV:
 
     def _take(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> WriteReport:
         """Let the memory have what a record holds."""
-        kv, companion = tensors["kv"], None
+        kv = tensors["kv"]
         with self._lock:
             if "time" not in meta:
                 self.memory.start(kv)
                 return WriteReport(nbytes=self.memory.nbytes)
+            context: KVContext = {
+                "coords": tensors.get("coords"),
+                "embedding": tensors.get("embedding"),
+                "saliency": tensors.get("saliency"),
+            }
             if meta["companion"]:
-                companion = {
-                    name.removeprefix("companion."): value
-                    for name, value in tensors.items()
-                    if name.startswith("companion.")
-                }
-            given = {name: tensors.get(name) for name in ("coords", "embedding", "saliency")}
-            return self.memory.write_kv(kv, meta["time"], **given, companion=companion)
+                given = {k: v for k, v in tensors.items() if k.startswith("companion.")}
+                context["companion"] = {k.removeprefix("companion."): v for k, v in given.items()}
+            return self.memory.write_kv(kv, meta["time"], **context)
 
     def _check_writable(self) -> None:
         if self._read_only:
@@ -417,6 +410,36 @@ class DurableKV:
         self._due = True
         self._seal()
         return gone
+
+    def adopt(self, memory: KVMemory) -> int:
+        """Take over all that a memory in RAM holds, at once; before the first write.
+
+        Args:
+            memory: Of the same configuration.
+
+        Returns:
+            How many blocks were given up for want of room on disk.
+
+        Raises:
+            StoreError: If the disk is full or fails; call it again.
+            UsageError: If something was written before, or the memory is open for reading only.
+            ValueError: If it is of another configuration.
+        """
+        self._check_writable()
+        if self.memory.seen or self._store.records:
+            raise UsageError(f"{self._store.path} holds a stream already; begin another memory")
+        with self._lock:
+            self.memory.load_state_dict(memory.state_dict())
+        try:
+            return self._seal()
+        except BaseException:
+            with self._lock:
+                self.memory.reset()
+            raise
+
+    def held(self) -> dict[str, int]:
+        """Bytes by place, see `KVMemory.held`; ``disk`` those of the directory."""
+        return {**self.memory.held(), "disk": self.disk_bytes}
 
     # ------------------------------------------------------------------ reading
 

@@ -12,9 +12,10 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
-from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer
+from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer, asked_span
+from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
 from vismem.memory.policies import POLICIES
 from vismem.memory.slots import SlotSnapshot
+from vismem.model_memory import ModelMemory, ModelSettings
 from vismem.observation import events, observation
 from vismem.scenes import scene_moments
 from vismem.stats import Stats
@@ -43,7 +46,10 @@ from vismem.store import (
 )
 from vismem.stream_set import StreamSet
 
-__all__ = ["Stats", "VisualMemory"]
+if TYPE_CHECKING:
+    from vismem.models.video_llm import VideoLLM
+
+__all__ = ["VisualMemory"]
 
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
@@ -55,6 +61,10 @@ class VisualMemory:
 
     Args:
         budget: Bytes that the memory may hold, ``"64MB"``; several streams share it evenly.
+        model: A video language model that looks at the streams as well and puts answers into words:
+            its name on a hub, the folder of one, or `ModelSettings`. What it remembers has budgets
+            of its own.
+        llm: That model, if it is loaded already.
         policy: What remembers pictures beside the moments: ``"flash"``, ``"star"`` or
             ``"pyramid"``, which take half of the budget, or ``"moments"`` for nothing.
         path: Directory of a durable memory to begin; without one the memory lives in RAM until
@@ -84,6 +94,8 @@ class VisualMemory:
         policy: str = "moments",
         path: str | os.PathLike[str] | None = None,
         encoder: str | Encoder = "embedded",
+        model: str | ModelSettings | None = None,
+        llm: VideoLLM | None = None,
         durability: Durability = "process",
         retain: float | None = None,
         queue: int = 8,
@@ -106,6 +118,9 @@ class VisualMemory:
             "retain": retain,
             "moments": dict(moments or {}),
         }
+        settings = ModelSettings(model) if isinstance(model, str) else model
+        if settings:
+            self.config["model"] = asdict(settings)
         self.sizes = EpisodicConfig(
             token_dim=self.encoder.token_dim,
             embedding_dim=self.encoder.embedding_dim,
@@ -113,7 +128,11 @@ class VisualMemory:
         )
         self._retain = retain
         self._store: MemoryStore | None = None
+        self.model: ModelMemory | None = None
         self._begin(queue)
+        if settings:
+            self.model = ModelMemory(settings, Path(path) if path is not None else None, llm=llm)
+            _ = self.model.llm  # if it cannot be had, nothing is begun
         if path is not None:
             self._store = MemoryStore.create(
                 path, encoder=self.encoder.identity, config=self.config, durability=durability
@@ -141,6 +160,7 @@ class VisualMemory:
         *,
         read_only: bool = False,
         encoder: Encoder | None = None,
+        llm: VideoLLM | None = None,
         salvage: bool = False,
         queue: int = 8,
     ) -> VisualMemory:
@@ -150,6 +170,8 @@ class VisualMemory:
             path: Its directory.
             read_only: Only ask; works while another process writes.
             encoder: The encoder that it was made with, if it is at hand; loaded by name otherwise.
+            llm: The video language model that it was made with, likewise; it is not loaded before
+                it is needed.
             salvage: Go on without what is damaged; ``stats.problems`` says what that cost.
             queue: Frames that may wait for the encoder.
 
@@ -175,6 +197,9 @@ class VisualMemory:
                     "embeddings of different models never mix"
                 )
             self._store, self._read_only = store, read_only
+            if config.get("model"):
+                settings = ModelSettings(**config["model"])
+                self.model = ModelMemory(settings, store.path, llm=llm, read_only=read_only)
             self._restore(store)
         except (KeyError, TypeError, ValueError) as error:
             store.close()
@@ -219,6 +244,8 @@ class VisualMemory:
                 )
             elif path is not None and Path(path).resolve() != self._store.path.resolve():
                 raise UsageError(f"this memory lives at {self._store.path}; copy that directory")
+            if self.model and path is not None:
+                self.model.save(self._store.path)
             self._commit()
 
     def close(self) -> None:
@@ -240,6 +267,8 @@ class VisualMemory:
             left = self._writer.close()
             if left:
                 self._note(f"{left} frames that waited could not be stored")
+            if self.model:
+                self.model.close()
             if self._store:
                 self._store.close()
 
@@ -275,6 +304,8 @@ class VisualMemory:
         """
         if self._read_only or self._closed:
             raise UsageError("this memory is closed or open for reading only; open it to write")
+        if self.model:
+            _ = self.model.llm  # loaded here, where the caller learns what is wrong with it
         try:
             frame = _own(frame)
         except ValueError:
@@ -327,6 +358,8 @@ class VisualMemory:
             return
         tensors = observation(frame, encoding, self.sizes.max_thumbnail)
         stream.check(at, tensors)  # what is logged can be replayed
+        if self.model:  # first, for a frame that comes again is not looked at twice
+            self.model.write(stream.name, frame, at, encoding.embedding)
         if self._store:
             meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
             record = pack(tensors, meta)
@@ -343,8 +376,12 @@ class VisualMemory:
 
     def _expire(self) -> None:
         """Forget by age; the next seal takes it from the disk as well."""
-        if self._retain is not None and self._streams.expire(self._retain):
-            self._expired = True
+        if self._retain is None or not self._streams.expire(self._retain):
+            return
+        self._expired = True
+        for name, stream in self._streams.items():
+            if self.model:
+                self.model.forget(-math.inf, stream.moments.last_time - self._retain, [name])
 
     def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
         """Forget every moment that touches a span of time, in memory and on disk.
@@ -369,6 +406,8 @@ class VisualMemory:
         self.flush()
         with self._store_lock:
             gone = self._streams.forget(start, end, stream)
+            if self.model:
+                self.model.forget(start, end, [s for s in self._streams if stream in (None, s)])
             # Also where nothing counts as gone: the log may hold frames of the span whose moment
             # was given up before, and a bank what it sums up of all frames.
             if self._store:
@@ -438,17 +477,27 @@ class VisualMemory:
         query = self.encoder.query(question).vector if question else None
         return views[stream].read(query, tokens=tokens, before=before)
 
-    def ask(self, question: str, *, wait: bool = True, threshold: float = THRESHOLD) -> Answer:
+    def ask(
+        self,
+        question: str,
+        *,
+        wait: bool = True,
+        threshold: float = THRESHOLD,
+        words: bool = True,
+    ) -> Answer:
         """Answer a question from what was seen.
 
         Args:
             question: Plain English; see :func:`vismem.heads.answer.answer`.
             wait: Whether frames that were handed over before, a queue full at most, must be in the
                 memory first; a live view passes ``False``.
-            threshold: Least calibrated probability that is claimed.
+            threshold: Least score that is claimed.
+            words: Whether the video language model, if there is one, puts the answer into words.
 
         Raises:
+            SourceError: If the model cannot be loaded because its hub is out of reach.
             StoreError: If a frame could not be stored and ``wait`` is set.
+            UsageError: If the model cannot be had.
             ValueError: If the question is empty.
         """
         if wait and not self._read_only:
@@ -457,7 +506,7 @@ class VisualMemory:
             snapshots, views, facts = self.snapshots(), self.visual(), self.describe()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
-        return answer(
+        found = answer(
             question,
             snapshots,
             self.encoder,
@@ -466,6 +515,13 @@ class VisualMemory:
             memory=facts,
             nearest=nearest if self._index else None,
         )
+        if not (self.model and words):
+            return found
+        newest = facts["span"][1] if facts["span"] else 0.0
+        until = asked_span(question, newest)[1]
+        vector = self.encoder.query(question).vector
+        replies = self.model.ask(question, snapshots, vector, until if until < newest else None)
+        return spoken(found, replies, snapshots)
 
     def _nearest(self, place: int) -> Nearest:
         """What picks the moments of a stream that are worth comparing, by the vector index."""
