@@ -455,6 +455,19 @@ def test_an_answer_ends_where_it_should(one: VideoLLM) -> None:
     assert short == long[: long.index(stop) + 1]
 
 
+def test_what_is_forgotten_is_not_read(one: VideoLLM) -> None:
+    stream = begin(one, {"block": 17}, retrieval=Retrieval(blocks=1000, tail=34))
+    assert stream.last_time == -np.inf
+    stream.write(CLIP, TIMES)
+    assert stream.last_time == TIMES[-1]
+    assert stream.forget(1.0, 3.0)
+    assert not any(1.0 <= time <= 3.0 for time in stream.ask(WORDS, max_new_tokens=1).times)
+    stream.write(CLIP[:2], [7.0, 8.0])
+    assert stream.ask(WORDS, max_new_tokens=2).ids
+    stream.forget(-np.inf, np.inf)
+    assert stream.last_time == -np.inf and stream.ask(WORDS, max_new_tokens=2).times == {}
+
+
 # ---------------------------------------------------------------------- token drop
 
 
@@ -586,6 +599,16 @@ def test_a_memory_of_another_model_is_refused(one: VideoLLM) -> None:
         changed = type(config)(**({"shape": config.shape, "dtype": config.dtype} | wrong))
         with pytest.raises(UsageError, match="make the memory with VideoLLM.config"):
             one.stream(KVMemory(changed, "1GB"))
+
+
+def test_a_memory_on_another_device_is_refused(one: VideoLLM) -> None:
+    class Elsewhere(type(one.family)):  # type: ignore[misc]
+        device = torch.device("meta")
+
+    family = copy.copy(one.family)
+    family.__class__ = Elsewhere
+    with pytest.raises(UsageError, match="make the memory with device='meta'"):
+        begin(VideoLLM(family))
 
 
 @pytest.mark.parametrize(

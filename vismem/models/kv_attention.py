@@ -188,6 +188,10 @@ class Encoding(Plan):
         where, _ = family.context_positions(coords, writes, start=count)
         self._angles = family.angles(where)
         repeats = family.shape.heads // family.shape.kv_heads
+        longest = max(
+            count + starts[own + 1] - starts[first] for own, first in zip(new, firsts, strict=True)
+        )
+        masks = {sizes[own]: lower_right(sizes[own], longest, repeats, sinks) for own in new}
         # Each frame's view may begin elsewhere; the sinks stand right before it, for each anew.
         self._views: list[tuple[slice, slice, Tensor | None]] = []
         before: list[Tensor] = []
@@ -197,7 +201,9 @@ class Encoding(Plan):
             alone, _ = family.context_positions(coords[head], writes[head], start=count)
             shift = where[..., begin, None] - alone[..., 0, None]
             before.append(family.text_positions(count) + shift)
-            mask = lower_right(size, count + end - begin, repeats, sinks)
+            mask = masks[size]
+            if mask is not None:
+                mask = mask[:, longest - count - (end - begin) :]
             self._views.append((slice(begin, end), slice(end - size, end), mask))
         self._sink_angles = family.angles(torch.cat(before, -1))
 

@@ -62,13 +62,21 @@ class Context:
         self._chunks = [chunk for chunk in self.view.window if chunk.source >= self._first]
         self._older = self._chunks[0].source if self._chunks else end
         self._rest = [
-            row
-            for row in range(begun)
-            if snapshot.blocks[row].sources[-1] >= self._first
-            and snapshot.blocks[row].sources[0] < self._older
+            row for row in self._reaching(begun) if snapshot.blocks[row].sources[0] < self._older
         ]
-        inside = [row for row in range(len(blocks)) if blocks[row].sources[0] >= self._first]
+        inside = [
+            row
+            for row in self._reaching(len(blocks))
+            if snapshot.blocks[row].sources[0] >= self._first
+        ]
         self.inside = torch.tensor(inside, dtype=torch.int64)
+
+    def _reaching(self, count: int) -> list[int]:
+        """Which of the first blocks reach into the tail, ascending; no look at all the others."""
+        first = count
+        while first and self._all.blocks[first - 1].sources[-1] >= self._first:
+            first -= 1
+        return list(range(first, count))
 
     def _writes(self, begun: int, until: float) -> Iterator[tuple[int, int]]:
         """Number and tokens of the writes up to a time, the newest first."""
@@ -104,7 +112,8 @@ class Context:
         keys, values = self._all.gather(layer, taken, self._tick)
         self.gathering += clock.perf_counter() - began
         blocks, chunks = [self._all.blocks[row] for row in taken], self._chunks
-        kept = [block.kept[layer].long() for block in blocks]
+        whole = self._all.config.compression is None
+        kept = [slice(None) if whole else block.kept[layer].long() for block in blocks]
         none = torch.empty(0, dtype=torch.int64)
         sources = torch.cat([none, *(b.sources[k] for b, k in zip(blocks, kept, strict=True))])
         coords = torch.cat(

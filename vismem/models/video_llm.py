@@ -136,6 +136,12 @@ class VideoStream:
                 f"the memory is for {config.shape} in {config.dtype}, the model has {family.shape} "
                 f"in {family.dtype}; make the memory with VideoLLM.config"
             )
+        place = memory.snapshot().sinks.device
+        if place.type != family.device.type:
+            raise UsageError(
+                f"the memory is on {place}, the model on {family.device}; make the memory with "
+                f"device={str(family.device)!r}"
+            )
         if chunk < 1:
             raise UsageError(f"a forward takes at least one frame, not {chunk}")
         if published and (drop or family.mrope):
@@ -195,11 +201,11 @@ class VideoStream:
                 )
         if embeddings is not None and len(embeddings) != len(moments):
             raise ValueError(f"{len(moments)} frames need as many embeddings")
+        vectors = [None] * len(moments) if embeddings is None else list(embeddings)
         reports = []
         for start in range(0, len(moments), self.chunk):
             part = slice(start, start + self.chunk)
-            vectors = embeddings[part] if embeddings is not None else [None] * self.chunk
-            reports += self._encode(frames[part], moments[part], vectors)
+            reports += self._encode(frames[part], moments[part], vectors[part])
         return reports
 
     @property
@@ -231,7 +237,7 @@ class VideoStream:
         self,
         frames: Tensor | np.ndarray,
         times: Sequence[float],
-        embeddings: Tensor | Sequence[None],
+        embeddings: Sequence[Tensor | None],
     ) -> list[WriteReport]:
         family, config, view = self.family, self.memory.config, self.snapshot()
         found = family.embed_frames(frames)
@@ -276,7 +282,7 @@ class VideoStream:
             return [
                 self.memory.write_kv(kv, time, coords=where, embedding=vector, companion=after)
                 for kv, time, where, vector, after in zip(
-                    made, times, coords, embeddings, states, strict=False
+                    made, times, coords, embeddings, states, strict=True
                 )
             ]
 
