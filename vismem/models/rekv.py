@@ -112,7 +112,8 @@ class PublishedReading(Plan):
         sinks: Tokens of the init prompt, ``n0``: the first of the context.
 
     Attributes:
-        pairs: Keys, not rotated, and values that are left for the next words, layer by layer.
+        pairs: Keys, not rotated, and values of context and words, layer by layer: the context of
+            the next words. The published code cuts off what these can no longer see.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class PublishedReading(Plan):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
-        """Attend to what is left of the context, and to the words so far."""
+        """Attend to what the words still see of the context, and to the words so far."""
         family, window, new = self._family, self._window, query.shape[1]
         keys, values = self._context(layer, query)
         keys, values = torch.cat([keys, key], 1), torch.cat([values, value], 1)
@@ -152,9 +153,5 @@ class PublishedReading(Plan):
             mask,
             scale,
         )
-        if total > window + self._count:
-            first, last = slice(self._count), slice(total - window, total)
-            keys = torch.cat([keys[:, first], keys[:, last]], 1)
-            values = torch.cat([values[:, first], values[:, last]], 1)
         self.pairs.append((keys, values))
         return out
