@@ -58,6 +58,9 @@ class TestKVMemory(MemoryContract):
             "coords of another size": {**good, "coords": torch.zeros(3, 3, dtype=torch.int64)},
             "coords too large": {**good, "coords": torch.full((4, 3), 2**15)},
             "coords of floats": {**good, "coords": torch.zeros(4, 3)},
+            "embedding beyond float16": {**good, "embedding": torch.full((3,), 1e6)},
+            "companion without a name": {**good, "companion": {"": torch.ones(1)}},
+            "companion with a comma": {**good, "companion": {"a,b": torch.ones(1)}},
         }
 
 
@@ -348,3 +351,13 @@ def test_the_init_prompt_comes_first_and_fits() -> None:
 def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         config(**sizes)
+
+
+def test_what_cannot_be_quantised_is_refused_before_it_is_written() -> None:
+    memory = KVMemory(config(precision="int8", dtype=torch.float32), 100_000)
+    memory.write(tokens(0, 6), 0.0)
+    before = copied(memory.state_dict())
+    for check in (memory.check_kv, memory.write_kv):
+        with pytest.raises(ValueError, match="int8 cannot hold"):
+            check(torch.full((2, 2, 2, 6, 4), 3e38), 1.0)
+    assert same(memory.state_dict(), before)

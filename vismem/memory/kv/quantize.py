@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vismem.memory.kv.shape import KVShape
 
-__all__ = ["Precision", "pack_record", "record_bytes", "unpack_layer", "unpack_layers"]
+__all__ = ["LARGEST", "Precision", "pack_record", "record_bytes", "unpack_layer", "unpack_layers"]
 
 Precision = Literal["model", "int8", "int4"]
 """What numbers of a block are stored as; ``model`` keeps the bits of the model's own type."""
@@ -31,7 +31,7 @@ Precision = Literal["model", "int8", "int4"]
 _BITS = {"int8": 8, "int4": 4}
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _BORDER = 16  # bytes; where a layer may begin
-_LARGEST = torch.finfo(torch.float32).max / 2  # two such numbers are a finite span apart
+LARGEST = torch.finfo(torch.float32).max / 2  # two such numbers are a finite span apart
 
 
 def record_bytes(shape: KVShape, tokens: int, precision: Precision, dtype: torch.dtype) -> int:
@@ -204,7 +204,7 @@ def _encode(x: Tensor, dim: int, precision: Precision) -> tuple[Tensor, Tensor, 
     """Quantise over one dimension: codes uint8, lowest values and steps in the type of ``x``."""
     levels = 2 ** _BITS[precision] - 1
     low, high = (bound.float() for bound in torch.aminmax(x, dim=dim, keepdim=True))
-    if not (torch.maximum(-low, high) <= _LARGEST).all():  # NaN compares as false
+    if not (torch.maximum(-low, high) <= LARGEST).all():  # NaN compares as false
         raise ValueError("keys and values to quantise must be finite")
     # The floor keeps a constant channel from dividing by zero, and a step from losing its digits.
     info = torch.finfo(x.dtype)

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from vismem.memory.kv.config import KVConfig
+from vismem.memory.kv.quantize import LARGEST
 
 __all__ = ["Chunk", "KVContext", "checked", "chunks_from", "make_chunk", "state_of"]
 
@@ -89,6 +90,11 @@ def checked(kv: Tensor, config: KVConfig, device: torch.device) -> Tensor:
         raise ValueError(
             f"keys or values are NaN, infinite or beyond {config.dtype}; drop that frame"
         )
+    if config.precision != "model" and held.numel() and float(held.abs().max()) > LARGEST:
+        raise ValueError(
+            f"keys or values are beyond {LARGEST:.2g}, which {config.precision} cannot hold; "
+            f"drop that frame"
+        )
     return held
 
 
@@ -115,7 +121,7 @@ def make_chunk(
         coords: See `KVContext`, as the rest.
         embedding: Of the frame.
         saliency: How much each token matters.
-        companion: Not of the chunk.
+        companion: Not of the chunk; its names are looked at.
 
     Raises:
         ValueError: If anything does not fit or is not finite.
@@ -140,12 +146,14 @@ def make_chunk(
         if config.embedding_dim:
             raise ValueError(f"an embedding of ({config.embedding_dim},) is needed")
         embedding = torch.empty(0)
-    if embedding.shape != (config.embedding_dim,) or not torch.isfinite(embedding).all():
-        raise ValueError(f"an embedding is ({config.embedding_dim},) finite numbers")
+    if embedding.shape != (config.embedding_dim,) or not embedding.half().isfinite().all():
+        raise ValueError(f"an embedding is ({config.embedding_dim},) finite numbers of float16")
     if saliency is None or config.compression is None:
         saliency = torch.empty(0)
     elif saliency.shape != (config.shape.layers, count) or not saliency.isfinite().all():
         raise ValueError(f"saliency is ({config.shape.layers}, {count}) finite numbers")
+    if companion and not all(name and "," not in name for name in companion):
+        raise ValueError(f"names of a companion have no comma, not {sorted(companion)}")
     return Chunk(
         held,
         time,
