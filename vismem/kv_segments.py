@@ -93,7 +93,7 @@ class KVSegments:
         return columns | {"record": segment.thumbnails.blob.reshape(segment.rows, -1)}
 
     def hand_over(self) -> None:
-        """Let records leave RAM that are in a segment by now."""
+        """Let records leave RAM that are in a segment by now, and blocks that are in none more."""
         known, self.numbers = self.numbers, {}
         for segment in self._store.segments():
             if segment.name not in known:
@@ -102,6 +102,9 @@ class KVSegments:
                 records = zip(known[segment.name], columns["record"], strict=True)
                 self._memory.seal(dict(records))
             self.numbers[segment.name] = known[segment.name]
+        held = {number for inside in self.numbers.values() for number in inside}
+        blocks = self._memory.blocks
+        self._memory.drop([b.number for b in blocks if b.cold is not None and b.number not in held])
         self._measure()
 
     def _measure(self) -> None:
@@ -142,9 +145,11 @@ class KVSegments:
                 data = SegmentData(segment.columns, segment.thumbnails, entry.start, entry.end)
             parts[_name(inside)], numbers[_name(inside)] = data, inside
         known = {number for inside in self.numbers.values() for number in inside}
-        if fresh := [block for number, block in held.items() if number not in known]:
-            inside = [block.number for block in fresh]
-            parts[_name(inside)], numbers[_name(inside)] = self._data(fresh), inside
+        fresh = [block for number, block in held.items() if number not in known]
+        for start in range(0, len(fresh), self._sizes.cycle):
+            some = fresh[start : start + self._sizes.cycle]
+            inside = [block.number for block in some]
+            parts[_name(inside)], numbers[_name(inside)] = self._data(some), inside
         out = self._without(numbers, more)
         gone = {number for name in out for number in numbers[name]} & held.keys()
         state = self._memory.working_state()
