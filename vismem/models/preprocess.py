@@ -1,8 +1,9 @@
 """From frames to what a vision tower takes: resize, rescale, normalise, cut into patches.
 
-The stock processors of transformers work on the CPU, one video at a time, and hold the encoder up;
-these are plain tensor operations that run where the frames are. The size rule of the Qwen models
-follows Wang et al., "Qwen2-VL", 2024 (https://arxiv.org/abs/2409.12191), section 2.1.
+Plain tensor operations that run where the frames are and take one frame as well as many; what they
+give is what the stock processors of transformers give (of SmolVLM nearly: these resize twice). The
+size rule of the Qwen models follows Wang et al., "Qwen2-VL", 2024
+(https://arxiv.org/abs/2409.12191), section 2.1.
 """
 
 from __future__ import annotations
