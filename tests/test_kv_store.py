@@ -873,3 +873,98 @@ def test_what_was_forgotten_and_found_no_room_goes_with_the_next_write(
         with MemoryStore.open(path, read_only=True) as store:
             firsts = [float(s.columns["times"].min()) for s in store.segments()]
         assert min(firsts) > 1.0
+
+
+# ---------------------------------------------------------------------- adopting
+
+
+def test_a_memory_from_ram_is_adopted_whole(path: Path, plain: list[dict[str, Tensor]]) -> None:
+    memory = KVMemory(config(), 1_000_000)
+    memory.start(prompt())
+    fill(memory, range(50))
+    with DurableKV(path, config(), 1_000_000, 2_000_000, log=LOG) as durable:
+        assert durable.adopt(memory) == 0
+        assert equal(state(durable), plain[50])
+        assert not durable.memory.unsealed()
+        assert durable.held()["disk"] == durable.disk_bytes > 0
+    with DurableKV.open(path) as durable:
+        assert equal(state(durable), plain[50])
+        fill(durable, range(50, WRITES))
+        assert equal(state(durable), plain[WRITES])
+        with pytest.raises(UsageError, match="holds a stream already"):
+            durable.adopt(memory)
+
+
+def test_what_is_too_large_to_be_adopted_loses_its_oldest_blocks_alone(path: Path) -> None:
+    memory = KVMemory(config(), 1_000_000)
+    fill(memory, range(600))
+    least = DiskSizes(config(), LOG).least() + 1000  # for the companion
+    with (
+        DurableKV(path, config(), 1_000_000, least, log=LOG) as durable,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        with watched(path, patch) as most:
+            gone = durable.adopt(memory)
+        assert most[0] <= least
+        numbers = [block.number for block in durable.blocks]
+        assert numbers == list(range(gone, len(memory.blocks))) and gone > 0
+        assert len(numbers) >= DiskSizes(config(), LOG).cycle
+        assert len(memory.blocks) == gone + len(numbers), "the one in RAM is as it was"
+
+
+def test_adopting_another_configuration_or_onto_a_full_disk_changes_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fill(KVMemory(config(), 1_000_000), range(20))
+    with DurableKV(path, config(), 1_000_000, 2_000_000, log=LOG) as durable:
+        with pytest.raises(ValueError, match="another model or configuration"):
+            durable.adopt(KVMemory(config(block=5), 1_000_000))
+
+        def full(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", full)
+            with pytest.raises(StoreError, match="disk is full"):
+                durable.adopt(memory)
+        assert durable.memory.seen == 0
+        durable.adopt(memory)
+        assert equal(answers(durable), answers(memory))
+
+
+def test_a_seal_that_failed_when_it_was_done_is_taken_note_of(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest is in its place, and then its folder cannot be forced to the medium."""
+    least = DiskSizes(config(), LOG).least(prompt().nbytes)
+    one, other = (begin(path.with_name(name), disk=least) for name in ("one", "other"))
+    for memory in (one, other):
+        fill(memory, range(150))
+
+    real, failed = os.replace, []
+
+    def replace(source: Any, target: Any) -> None:
+        real(source, target)
+        if str(target).endswith("manifest.json"):
+            failed.append(target)
+            raise OSError(errno.EIO, "Input/output error")
+
+    refused = 0
+    for number in range(150, 200):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace)
+            try:
+                one.write_kv(**frame(number))
+            except StoreError:
+                refused += 1
+                one.write_kv(**frame(number))
+        other.write_kv(**frame(number))
+        assert equal(state(one), state(other))
+    assert refused == len(failed) > 3
+    names = [
+        [segment.name for segment in MemoryStore.open(memory_path, read_only=True).segments()]
+        for memory_path in (path.with_name("one"), path.with_name("other"))
+    ]
+    assert names[0] == names[1]
+    for memory in (one, other):
+        memory.close()

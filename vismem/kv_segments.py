@@ -146,8 +146,9 @@ class KVSegments:
             parts[_name(inside)], numbers[_name(inside)] = data, inside
         known = {number for inside in self.numbers.values() for number in inside}
         fresh = [block for number, block in held.items() if number not in known]
-        for start in range(0, len(fresh), self._sizes.cycle):
-            some = fresh[start : start + self._sizes.cycle]
+        cycle = self._sizes.cycle  # more than that only where a whole memory is taken over
+        for end in range(len(fresh) % cycle or cycle, len(fresh) + 1, cycle):
+            some = fresh[max(0, end - cycle) : end]
             inside = [block.number for block in some]
             parts[_name(inside)], numbers[_name(inside)] = self._data(some), inside
         out = self._without(numbers, more)

@@ -377,7 +377,12 @@ class DurableKV:
         """Seal; ``more`` are bytes beside the usual that the next write brings."""
         with self._lock:
             self._segments.hand_over()  # of a seal that was interrupted
-        gone, report = self._segments.commit(more, erase=self._due)
+        try:
+            gone, report = self._segments.commit(more, erase=self._due)
+        except StoreError:
+            with self._lock:
+                self._segments.hand_over()  # where it failed when all was in its place
+            raise
         with self._lock:
             self.memory.drop(gone)
             self._segments.hand_over()
