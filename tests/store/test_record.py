@@ -1,11 +1,14 @@
+import json
+
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vismem.errors import StoreError, UsageError
-from vismem.store.record import map_tensors, pack, unpack
+from vismem.store.record import _DTYPES, map_tensors, pack, pieces, unpack
 
 TENSORS = {
     "half": torch.arange(6, dtype=torch.float16).view(2, 3),
@@ -24,6 +27,28 @@ def test_a_record_comes_back_as_it_was():
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in tensors.items():
         assert tensor.dtype == TENSORS[name].dtype and torch.equal(tensor, TENSORS[name])
+
+
+def test_every_dtype_is_what_safetensors_calls_it():
+    tensors = {str(dtype): torch.zeros(3, 1).to(dtype) for dtype in _DTYPES}
+    ours, theirs = pack(tensors, {}), safetensors.torch.save(tensors)
+
+    def header(data):
+        return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+
+    names = header(theirs)
+    assert {k: header(ours)[k]["dtype"] for k in names} == {k: v["dtype"] for k, v in names.items()}
+    assert safetensors.torch.load(ours).keys() == tensors.keys()
+    assert int.from_bytes(ours[:8], "little") % 8 == 0
+    for name, tensor in tensors.items():
+        assert header(ours)[name]["data_offsets"][0] % tensor.itemsize == 0
+
+
+def test_pieces_are_no_copies():
+    tensor = torch.zeros(1000)
+    _, piece = pieces({"x": tensor}, {})
+    tensor[0] = 7
+    assert bytes(piece) == tensor.numpy().tobytes()
 
 
 def test_one_tensor_under_two_names_and_none_at_all():

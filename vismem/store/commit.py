@@ -17,7 +17,7 @@ from .manifest import (
     tail_file,
     write_manifest,
 )
-from .record import pack
+from .record import pieces
 from .segment import SegmentData, write_segment
 from .tail import Durability, TailLog
 
@@ -56,7 +56,7 @@ def write_commit(
         entries.append(known.get(name) or write_segment(directory, name, segments[name]))
     generation = before.generation + 1
     path = directory / state_file(generation)
-    sha256, size = write_file(path, [pack(state, {})])
+    sha256, size = write_file(path, pieces(state, {}))
     TailLog.create(directory / tail_file(generation))
     sync_directory(directory)
     return Manifest(

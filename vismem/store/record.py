@@ -14,7 +14,26 @@ from torch import Tensor
 
 from ..errors import StoreError, UsageError
 
-__all__ = ["map_tensors", "pack", "unpack"]
+__all__ = ["map_tensors", "pack", "pieces", "unpack"]
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+}
 
 # Whatever a reader of hostile bytes can trip over: a broken header or JSON, an unknown dtype,
 # shapes that overflow, nesting without end. RecursionError is a RuntimeError.
@@ -48,16 +67,42 @@ def pack(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> bytes:
         >>> tensors["a"].tolist(), meta["time"]
         ([0, 1, 2], 0.5)
     """
-    # safetensors refuses strided tensors and tensors that share storage, so each is copied.
-    own = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
+    return b"".join(pieces(tensors, meta))
+
+
+def pieces(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """Give the bytes of `pack` piece by piece, each tensor where it lies.
+
+    What is large, a window of keys and values, say, is so written to a file without a copy of it.
+
+    Args:
+        tensors: As of `pack`; not to be changed as long as the pieces are in use.
+        meta: Likewise.
+
+    Raises:
+        UsageError: As of `pack`.
+    """
+    header: dict[str, Any] = {}
+    found: list[bytes | memoryview] = []
+    end = 0
     try:
-        text = json.dumps(dict(meta), allow_nan=False)
-        return safetensors.torch.save(own, metadata={"meta": text})
+        header["__metadata__"] = {"meta": json.dumps(dict(meta), allow_nan=False)}
+        # The widest numbers first, so that all begin at a multiple of their width.
+        for name in sorted(tensors, key=lambda name: (-tensors[name].itemsize, name)):
+            tensor = tensors[name].detach().cpu().contiguous()
+            start, end = end, end + tensor.nbytes
+            header[name] = {
+                "dtype": _DTYPES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [start, end],
+            }
+            if tensor.nbytes:
+                found.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except DAMAGE as error:
         raise UsageError(f"this cannot be stored: {error}; give tensors and plain JSON") from error
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *found]
 
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import StoreError, UsageError
 from .disk import file_size, write_file
 from .manifest import SEGMENT_NAME, SegmentEntry, segment_files
-from .record import map_tensors, pack
+from .record import map_tensors, pieces
 
 __all__ = ["SegmentData", "SegmentFile", "Thumbnails", "write_segment"]
 
@@ -174,8 +174,8 @@ def write_segment(directory: Path, name: str, data: SegmentData) -> SegmentEntry
     if not (math.isfinite(start) and math.isfinite(end) and start <= end):
         raise UsageError(f"segment {name!r} cannot last from {start} to {end} s")
     lengths = torch.tensor([0, *map(len, data.thumbnails)], dtype=torch.int64)
-    content = pack({**data.columns, _OFFSETS: lengths.cumsum(0)}, {})
+    content = pieces({**data.columns, _OFFSETS: lengths.cumsum(0)}, {})
     file, blob = segment_files(name)
-    sha256, size = write_file(directory / file, [content])
+    sha256, size = write_file(directory / file, content)
     blob_sha256, blob_size = write_file(directory / blob, data.thumbnails)
     return SegmentEntry(name, file, blob, rows, sha256, blob_sha256, size, blob_size, start, end)
