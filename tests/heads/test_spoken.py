@@ -53,6 +53,12 @@ def test_where_nothing_was_recognised_the_moments_that_it_looked_at_are_given() 
     assert answer.moments[0].thumbnail == bytes([1])
 
 
+def test_what_would_steer_a_terminal_is_left_out() -> None:
+    answer = spoken(NOTHING, {"camera": Said("\x1b[2JA dog\x07,\na café.\r")}, {"camera": film(5)})
+    assert answer.text == "[2JA dog,\na café."
+    assert spoken(NOTHING, {"camera": Said("\x1b\x00")}, {"camera": film(5)}) is NOTHING
+
+
 def test_a_model_that_says_nothing_changes_nothing() -> None:
     assert spoken(NOTHING, {"camera": Said("")}, {"camera": film(5)}) is NOTHING
     assert spoken(FOUND, {}, {}) is FOUND

@@ -48,11 +48,12 @@ def spoken(
     Returns:
         The answer; as it was found if the model said nothing at all.
     """
-    said = {stream: reply for stream, reply in replies.items() if reply.text}
+    texts = {stream: _shown(reply.text) for stream, reply in replies.items()}
+    said = {stream: replies[stream] for stream, text in texts.items() if text}
     if not said:
         return found
-    texts = [f"{stream}: {reply.text}" for stream, reply in said.items()]
-    text = "\n".join(texts) if len(texts) > 1 else next(iter(said.values())).text
+    lines = [f"{stream}: {texts[stream]}" for stream in said]
+    text = "\n".join(lines) if len(lines) > 1 else texts[next(iter(said))]
     moments = list(found.moments)
     if not moments:
         for stream, reply in said.items():
@@ -60,6 +61,11 @@ def spoken(
         moments.sort(key=lambda moment: -moment.score)
         moments = moments[:MOST_LOOKED_AT]
     return replace(found, text=text, moments=tuple(moments), abstained=False)
+
+
+def _shown(text: str) -> str:
+    """What a terminal may print: a model's words, not what steers the terminal."""
+    return "".join(c for c in text if c.isprintable() or c == "\n").strip()
 
 
 def _looked_at(stream: str, reply: Reply, snapshot: EpisodicSnapshot) -> list[Moment]:
