@@ -49,9 +49,9 @@ class Sizes:
     default_window: int = 4096
     blocks: int = 64
     frames: int = 90  # before the first that is timed
-    chunk: int = 2  # frames of a forward
-    rounds: int = 3
-    words: int = 4  # of an answer
+    chunk: int = 1  # frames of a forward
+    rounds: int = 2
+    words: int = 3  # of an answer
     sinks: int = 14
 
     @property
@@ -61,7 +61,7 @@ class Sizes:
 
 
 LARGE = Sizes(28, 3584, 28, 4, 128, 18_944, rounds=5, chunk=4, words=16)
-QUICK = Sizes(2, 64, 4, 2, 16, 96, 500, 16, 96, 64, 4, 10, rounds=1, sinks=5)
+QUICK = Sizes(2, 64, 4, 2, 16, 96, 500, 16, 96, 64, 4, 10, chunk=2, rounds=1, sinks=5)
 
 
 class GivenFrames(LlavaOneVision):
