@@ -163,8 +163,8 @@ def test_the_context_of_ours_has_as_many_blocks() -> None:
 
 @pytest.mark.parametrize(("word", "size", "lost"), [(0.25, 1.9, 0.01), (0.26, 2.0, 0.02)])
 def test_claims_are_computed(kv: ModuleType, word: float, size: float, lost: float) -> None:
-    rows = [kv_costs.Cost(name, 1, 0.7, 1, 1, 1, word) for name in EVERYBODY]
-    rows[0] = kv_costs.Cost(kv_costs.PUBLISHED, 1, 1.0, 1, 1, 1, 1.0)
+    rows = [kv_costs.Cost(name, 1, 1.4, 1, 1, 1, word) for name in EVERYBODY]
+    rows[0] = kv_costs.Cost(kv_costs.PUBLISHED, 1, 2.0, 1, 1, 1, 1.0)
     found = [kv_needles.Found(name, 1, 0, [], 1, 0, 1, lost, 0) for name in ("int4", "drop, int4")]
     hours = [kv.Hour("int4", 0.5, 0, 5.0), kv.Hour("drop", 0.5, 0.5, size)]
     verdicts = kv.claims(rows, [*hours, kv.Hour("other rate", 2, 0.5, 9.0)], found)
