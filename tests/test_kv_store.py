@@ -390,19 +390,21 @@ def watched(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     budget=st.integers(1_000, 60_000),
     log=st.sampled_from([None, 0, 3_000, LOG]),
     sizes=st.sampled_from([{}, {"block": 1}, {"block": 40}, {"window": 1}, {"max_tokens": 8}]),
+    late=st.sampled_from([0, 30_000]),
 )
 def test_neither_ram_nor_disk_is_ever_passed(
-    more: int, budget: int, log: int | None, sizes: dict[str, int]
+    more: int, budget: int, log: int | None, sizes: dict[str, int], late: int
 ) -> None:
     given = config(**sizes)
     least = DiskSizes(given, log).least(prompt().nbytes)
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         path = Path(folder) / "m"
-        disk = least + more
+        disk = least + more + 3 * late
         memory = begin(path, config=given, budget=budget, disk=disk, log=log)
         with watched(path, patch) as most:
             for number in range(WRITES):
-                report = memory.write_kv(**frame(number))
+                beside = {"companion": {"late": torch.zeros(late, dtype=torch.uint8)}}
+                report = memory.write_kv(**frame(number) | (beside if number > 40 else {}))
                 assert report.nbytes == memory.nbytes <= budget
                 assert on_disk(path) <= disk
                 assert most[0] <= disk, "while it was sealing"
@@ -410,6 +412,24 @@ def test_neither_ram_nor_disk_is_ever_passed(
         memory.close()
         with DurableKV.open(path) as memory:
             assert equal(state(memory), before) and memory.nbytes <= budget
+
+
+def test_a_companion_that_comes_late_and_is_large_finds_its_room(path: Path) -> None:
+    """The log is far from full, but what it is to be sealed into no longer fits."""
+    size = 125_000
+    least = DiskSizes(config(), 60_000).least(prompt().nbytes)
+    with (
+        begin(path, disk=least + 100_000, log=60_000) as memory,
+        pytest.MonkeyPatch.context() as patch,
+        watched(path, patch) as most,
+    ):
+        fill(memory, range(700))
+        memory.seal()
+        fill(memory, range(700, 705))
+        beside = {"companion": {"last": torch.zeros(size, dtype=torch.uint8)}}
+        assert memory.write_kv(**frame(705) | beside).dropped > 0
+        fill(memory, range(706, 780))
+        assert most[0] <= least + 100_000
 
 
 def test_the_oldest_whole_segments_go_first_and_are_reported(path: Path) -> None:

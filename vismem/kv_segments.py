@@ -185,9 +185,13 @@ class KVSegments:
         return out
 
     def beside(self, more: int = 0) -> int:
-        """Bytes of init prompt and companion, which every state holds."""
-        companion = self._memory.companion.values()
-        return self._memory.sinks.nbytes + sum(value.nbytes for value in companion) + more
+        """Bytes of init prompt and companion, which every state holds.
+
+        Args:
+            more: Bytes of the companion that the next write brings.
+        """
+        companion = sum(value.nbytes for value in self._memory.companion.values())
+        return self._memory.sinks.nbytes + max(companion, more)
 
     def again(self, start: float, end: float) -> int:
         """Bytes of segments that are to be written again if a span of time is forgotten."""
