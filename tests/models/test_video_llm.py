@@ -93,20 +93,31 @@ def stock_of(family: Family) -> Iterator[Family]:
 
 
 def one_shot(
-    family: Family, shown: Tensor, times: Sequence[float | None], prompt: Sequence[int]
+    family: Family,
+    shown: Tensor,
+    times: Sequence[float | None],
+    prompt: Sequence[int],
+    drop: FrameDrop | None = None,
 ) -> Tensor:
     """Logits of the last token of init prompt, frames and prompt in a single stock forward."""
     found = family.embed_frames(shown)
-    size = found.embeds.shape[1]
+    kept = torch.ones(found.embeds.shape[:2], dtype=torch.bool)
+    state: dict[str, Tensor] = {}
+    for number, embeds in enumerate(found.embeds):
+        if drop:
+            kept[number], state = drop(embeds, state)
     parts, coords = [family.embed_text(family.init_ids)], []
     marks, visual = [], [torch.zeros(len(family.init_ids), dtype=torch.bool)]
     for number, (embeds, time) in enumerate(zip(found.embeds, times, strict=True)):
         before, after = family.frame_ids(time)
-        parts += [family.embed_text(before), embeds, family.embed_text(after)]
-        coords.append(frame_coords(found.coords, len(before), len(after)))
+        parts += [family.embed_text(before), embeds[kept[number]], family.embed_text(after)]
+        left = torch.cat(
+            [torch.ones(len(before)), kept[number].float(), torch.ones(len(after))]
+        ).bool()
+        coords.append(frame_coords(found.coords, len(before), len(after))[left])
         marks.append(torch.full((len(coords[-1]),), number))
         shown_here = torch.zeros(len(coords[-1]), dtype=torch.bool)
-        shown_here[len(before) : len(before) + size] = True
+        shown_here[len(before) : len(before) + int(kept[number].sum())] = True
         visual.append(shown_here)
     parts.append(family.embed_text(prompt))
     visual.append(torch.zeros(len(prompt), dtype=torch.bool))
@@ -115,7 +126,7 @@ def one_shot(
     where = torch.cat(
         [family.text_positions(start), there, family.text_positions(len(prompt), end)], -1
     )
-    deepstack = found.deepstack and [part.flatten(0, 1) for part in found.deepstack]
+    deepstack = found.deepstack and [part[kept] for part in found.deepstack]
     hidden = family.forward(
         torch.cat(parts)[None], positions=where, visual=torch.cat(visual), deepstack=deepstack
     )
@@ -143,6 +154,21 @@ def test_a_stream_and_a_question_are_one_stock_forward(
             answer = stream.ask(WORDS, max_new_tokens=1)
         close(said[-1][-1], wanted)
         assert answer.ids == [int(wanted.argmax())]
+
+
+def test_with_dropped_tokens_too(llm: VideoLLM) -> None:
+    """What is left keeps its place in the frame and its features of inner vision layers."""
+    family, drop = llm.family, FrameDrop(0.4)
+    prompt = family.question_ids(WORDS)
+    stream = begin(llm, {"window": 10_000}, chunk=3, drop=drop, retrieval=ALL)
+    stream.write(CLIP[:6], TIMES[:6])
+    sizes = {len(chunk) for chunk in stream.snapshot().window}
+    assert len(sizes) > 1
+    with stock_of(family) as stock:
+        wanted = one_shot(stock, CLIP[:6], TIMES[:6], prompt, drop)
+    with heard(family) as said:
+        stream.ask(WORDS, max_new_tokens=1)
+    close(said[-1][-1], wanted)
 
 
 @pytest.mark.parametrize("retrieval", [FEW, ADAPTIVE], ids=["few", "adaptive"])
@@ -323,6 +349,25 @@ def test_two_threads(one: VideoLLM) -> None:
     writer.join()
     assert not failures
     assert same(state(calm), state(busy))
+
+
+def test_a_view_is_never_of_half_a_write(one: VideoLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = begin(one)
+    seen: list[int] = []
+    reader = threading.Thread(target=lambda: seen.append(len(stream.snapshot().window)))
+    take = stream.memory.write_kv
+
+    def slowly(*args: Any, **more: Any) -> Any:
+        if not stream.memory.snapshot().window:
+            reader.start()
+        reader.join(timeout=0.2)
+        assert not seen
+        return take(*args, **more)
+
+    monkeypatch.setattr(stream.memory, "write_kv", slowly)
+    stream.write(CLIP[:2], TIMES[:2])
+    reader.join()
+    assert seen == [2]
 
 
 # ---------------------------------------------------------------------- what is read
