@@ -543,6 +543,16 @@ def test_what_is_kept_is_compared_with_what_was_kept() -> None:
     assert sum(taken) >= 2
 
 
+def test_what_had_to_be_kept_is_compared_with_from_then_on() -> None:
+    drop, first = FrameDrop(0.5), torch.eye(3)
+    _, state = drop(first, {})
+    second = first.clone()
+    second[1, 0] = 0.3  # not enough by itself, but more than the others
+    kept, state = drop(second, state)
+    assert kept.tolist() == [False, True, False]
+    assert torch.equal(state["drop.reference"], second)
+
+
 def test_the_state_of_a_drop_is_as_exact_as_the_tokens() -> None:
     drop, generator = FrameDrop(0.2, whole=3), torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
