@@ -295,17 +295,17 @@ class GeneralizedEnhancement(MemoryAttention):
             ValueError: If shapes do not fit, or what a bias needs is missing.
         """
         check_shapes(x, keys, mask, self.dim)
-        if not keys_of(keys).shape[-2]:
-            return x
         rows, bias = keys_of(keys).shape[:-1], None
+        if not rows[-1] or not x.shape[-2]:
+            return x
         if self.score_bias:
             scores = fitting("key_scores", key_scores, rows)
-            bias = scores.to(x.dtype).clamp_min(LEAST_SCORE).log().view(-1, 1, 1, rows[-1])
+            bias = scores.to(x.dtype).clamp_min(LEAST_SCORE).log().reshape(-1, 1, 1, rows[-1])
         if self.geometry is not None:
             near = self.geometry(
-                fitting("boxes", boxes, (*x.shape[:-1], 4)).view(-1, x.shape[-2], 4),
-                fitting("key_boxes", key_boxes, (*rows, 4)).view(-1, rows[-1], 4),
-                fitting("ages", ages, rows).view(-1, rows[-1]),
+                fitting("boxes", boxes, (*x.shape[:-1], 4)).reshape(-1, x.shape[-2], 4),
+                fitting("key_boxes", key_boxes, (*rows, 4)).reshape(-1, rows[-1], 4),
+                fitting("ages", ages, rows).reshape(-1, rows[-1]),
             )
             bias = near if bias is None else bias + near
         return x + self.attention(x, keys, bias=bias, mask=mask)
