@@ -66,7 +66,7 @@ class DiskSizes:
         """What a block is found by, in RAM as on disk."""
         config, shape = self.config, self.config.shape
         notes = config.block * (8 + 6 + 8) + shape.layers * config.stored * (2 + 4)
-        key = shape.layers * shape.kv_heads * shape.head_dim * config.dtype.itemsize
+        key = shape.layers * shape.kv_heads * shape.head_dim * 4
         return notes + key + 2 * config.embedding_dim + 64
 
     def segment(self, blocks: int) -> int:

@@ -294,3 +294,13 @@ def test_a_frame_stays_within_its_bounds() -> None:
 def test_frames_of_another_form_are_refused(family: Family, bad: Tensor) -> None:
     with pytest.raises(ValueError, match="frames"):
         family.embed_frames(bad)
+
+
+@pytest.mark.parametrize("name", FAMILY_NAMES)
+def test_the_bias_of_queries_is_what_they_have_in_common(name: str) -> None:
+    family = tiny_family(name)
+    heads, width = family.shape.heads, family.shape.head_dim
+    for layer in range(family.shape.layers):
+        project = family.text_model.layers[layer].self_attn.q_proj
+        nothing = project(torch.zeros(project.in_features)).reshape(heads, width)
+        assert torch.equal(family.query_bias(layer), nothing)

@@ -131,7 +131,10 @@ class Question:
     def _scores(self, layer: int, query: Tensor) -> Tensor:
         """How well the blocks of a layer fit, ``(N,)``, by its query ``(H, S, D)``."""
         keys = self.context.view.representatives(layer)
-        folded = self.family.shape.fold(query.float().mean(1))
+        mean = query.float().mean(1)
+        if self.retrieval.rule == "centred":  # what every query has in common says nothing
+            mean = mean - self.family.query_bias(layer).to(mean.device)
+        folded = self.family.shape.fold(mean)
         return layer_scores(folded.to(keys.device), keys, self.retrieval.rule).cpu()
 
     def _look_ahead(self, question: Sequence[int]) -> Tensor:

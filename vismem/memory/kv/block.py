@@ -117,7 +117,7 @@ def pack(
     """
     repeats = torch.tensor([part.stop - part.start for _, part in parts])
     kv = torch.cat([chunk.kv[..., part, :] for chunk, part in parts], 3)
-    keys = reduce(kv[:, 0].float(), "l g n d -> l g d", "mean").to("cpu", config.dtype)
+    keys = reduce(kv[:, 0].float(), "l g n d -> l g d", "mean").cpu()
     kept = torch.arange(config.block).expand(config.shape.layers, -1)
     weights = torch.ones(kept.shape)
     if config.compression:

@@ -85,7 +85,7 @@ class KVMemory(Memory):
         self._sinks = self._empty(0)
         self._window: deque[Chunk] = deque()
         self._blocks: list[Block] = []
-        self._keys = Table((shape.layers, shape.kv_heads, shape.head_dim), self.config.dtype)
+        self._keys = Table((shape.layers, shape.kv_heads, shape.head_dim), torch.float32)
         self._embeddings = Table((1, self.config.embedding_dim), torch.float16)
         self._seen = self._packed = self._writes = self._next = 0
         self._last = -math.inf

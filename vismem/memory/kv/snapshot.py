@@ -73,10 +73,10 @@ class KVSnapshot:
         return [block.last for block in self.blocks]
 
     def representatives(self, layer: int) -> Tensor:
-        """Mean key of every block, not rotated, ``(N, G, D)`` in the model's dtype."""
+        """Mean key of every block, not rotated, ``(N, G, D)`` float32."""
         shape = self.config.shape
         if not self.blocks:
-            return torch.empty(0, shape.kv_heads, shape.head_dim, dtype=self.config.dtype)
+            return torch.empty(0, shape.kv_heads, shape.head_dim)
         return self._keys.layer(layer)
 
     def embeddings(self) -> Tensor:

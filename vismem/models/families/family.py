@@ -208,6 +208,12 @@ class Family(ABC):
             raise ValueError(f"{self.model_type} models take no deepstack features")
         return {}
 
+    def query_bias(self, layer: int) -> Tensor:
+        """What a layer adds to every query before it is rotated, ``(H, D)`` float32."""
+        bias = getattr(self.text_model.layers[layer].self_attn.q_proj, "bias", None)
+        size = self.shape.heads, self.shape.head_dim
+        return torch.zeros(size) if bias is None else bias.detach().float().reshape(size)
+
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the vocabulary, ``(..., vocabulary)``, for chosen hidden states only."""
