@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny import tiny_family, tiny_model, tiny_tokenizer
 from vismem.cli import main
 from vismem.errors import SourceError, StoreError, UsageError
 from vismem.frame import Frame
+from vismem.kv_store import DurableKV
 from vismem.model_memory import ModelSettings
 from vismem.models.video_llm import VideoLLM
 from vismem.pipeline import VisualMemory
@@ -141,6 +143,22 @@ def test_what_is_forgotten_the_model_forgets(llm: VideoLLM, tmp_path: Path, dura
         with reopen(llm, path, read_only=True) as reader:
             reader.ask("what?")
             assert not [time for time in seen(reader) if 5 <= time <= 9 or 15 <= time <= 16]
+
+
+def test_a_store_that_was_made_and_never_written_is_no_memory_yet(
+    llm: VideoLLM, tmp_path: Path
+) -> None:
+    with fill(begin(llm, tmp_path / "a.mem"), range(4)) as memory:
+        assert memory.model
+        folder, config = memory.model._folder("camera"), memory.model._memories["camera"].config
+    assert folder
+    shutil.rmtree(folder)
+    identity = {**llm.family.identity, "stream": "camera"}
+    DurableKV(folder, config, "4MB", "40MB", identity=identity).close()
+    with reopen(llm, tmp_path / "a.mem", read_only=True) as reader:
+        assert reader.ask("a dog").text == reader.ask("a dog", words=False).text
+    with fill(reopen(llm, tmp_path / "a.mem"), range(4, 8)) as again:
+        assert seen(again) == [2.0, 3.0]
 
 
 def test_what_is_too_old_the_model_forgets(llm: VideoLLM) -> None:

@@ -141,7 +141,7 @@ class ModelMemory:
         """The memory of a stream, opened if it lies on disk; ``None`` if there is none yet."""
         path = self._folder(stream)
         if stream not in self._streams and path and (path / "manifest.json").exists():
-            return self._open(stream, path)
+            self._open(stream, path)
         return self._streams.get(stream)
 
     def _begin(self, stream: str, image: Tensor, embedding: int) -> VideoStream:
@@ -173,14 +173,17 @@ class ModelMemory:
             identity=self._identity(stream),
         )
 
-    def _open(self, stream: str, path: Path) -> VideoStream:
+    def _open(self, stream: str, path: Path) -> None:
         memory = DurableKV.open(
             path,
             device=self.llm.family.device,
             identity=self._identity(stream),
             read_only=self._read_only,
         )
-        return self._hold(stream, memory)
+        if self._read_only and not memory.memory.seen:
+            memory.close()  # its writer has not looked at anything yet
+        else:
+            self._hold(stream, memory)
 
     def _hold(self, stream: str, memory: KVMemory | DurableKV) -> VideoStream:
         from vismem.models.frame_drop import FrameDrop
