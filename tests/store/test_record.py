@@ -147,3 +147,14 @@ def test_hostile_headers(tmp_path, header):
     read(np.uint64(2**64 - 1).tobytes() + header, tmp_path / "hostile")
     with pytest.raises(StoreError):
         unpack(data)
+
+
+def test_single_numbers_may_have_any_stride() -> None:
+    given = {
+        "expanded": torch.tensor(2.5, dtype=torch.float64).expand(1),
+        "of a row": torch.arange(6.0).reshape(2, 3)[1:, ::3],
+        "strided": torch.arange(6)[::2],
+        "none": torch.empty(0, 3),
+    }
+    tensors, _ = unpack(pack(given, {}))
+    assert all(torch.equal(tensors[name], value) for name, value in given.items())

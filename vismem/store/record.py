@@ -97,7 +97,9 @@ def pieces(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> list[bytes
                 "data_offsets": [start, end],
             }
             if tensor.nbytes:
-                found.append(tensor.reshape(-1).view(torch.uint8).numpy().data)
+                # A single number may be contiguous by any stride, and no view as bytes by it.
+                flat = tensor.as_strided((tensor.numel(),), (1,))
+                found.append(flat.view(torch.uint8).numpy().data)
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     except DAMAGE as error:
         raise UsageError(f"this cannot be stored: {error}; give tensors and plain JSON") from error
