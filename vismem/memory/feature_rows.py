@@ -305,7 +305,7 @@ class Projections:
         if not len(slots) or unknown.any():
             with torch.no_grad():
                 made = project(snapshot.rows(unknown).tokens)
-            if len(self._values) < size:
+            if len(self._values) < size or self._values.ndim < made.ndim:
                 kept, self._values = self._values, made.new_empty(size, *made.shape[1:])
                 if len(kept):
                     self._values[: len(kept)] = kept
