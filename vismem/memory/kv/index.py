@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,11 +70,14 @@ class TableView:
         """The view of the first rows alone."""
         return TableView(self._pages, self._rows[:count])
 
+    @cached_property
+    def _places(self) -> tuple[list[int], Tensor]:
+        """Pages in order, and where each row is in them put end to end; once for all layers."""
+        numbers = sorted({row // ROWS for row in self._rows})
+        starts = {number: n * ROWS for n, number in enumerate(numbers)}
+        return numbers, torch.tensor([starts[row // ROWS] + row % ROWS for row in self._rows])
+
     def layer(self, layer: int) -> Tensor:
         """All rows of one layer, ``(N, ...)``; at least one."""
-        numbers = sorted({row // ROWS for row in self._rows})
-        flat = torch.cat([self._pages[number][layer] for number in numbers])
-        place = torch.zeros(numbers[-1] + 1, dtype=torch.int64)
-        place[numbers] = torch.arange(len(numbers)) * ROWS
-        rows = torch.tensor(self._rows)
-        return flat[place[rows // ROWS] + rows % ROWS]
+        numbers, places = self._places
+        return torch.cat([self._pages[number][layer] for number in numbers])[places]
