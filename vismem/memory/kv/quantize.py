@@ -161,7 +161,9 @@ def unpack_layers(
     if count and tokens:
         # Whole layers are stacked, borders and all, so that each part may be viewed as its type.
         rows = torch.stack([record[layer * size : (layer + 1) * size] for record in records])
-        parts = rows.to(device)[:, : sum(sections)].split(sections, dim=1)
+        if torch.device(device).type == "cuda" and rows.device.type == "cpu":
+            rows = rows.pin_memory()  # from a buffer that torch keeps for the next time
+        parts = rows.to(device, non_blocking=True)[:, : sum(sections)].split(sections, dim=1)
         if precision == "model":
             for part, target in zip(parts, out, strict=True):
                 target.copy_(part.view(dtype).unflatten(1, (heads, tokens, width)).transpose(0, 1))
