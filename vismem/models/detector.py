@@ -306,7 +306,7 @@ class MemoryDetector:
             ValueError: If the numbers of pictures and ages do not fit, or an age is negative.
         """
         flat = [as_tensor(picture) for clip in refs for picture in clip]
-        if len(refs) != len(key) or {len(clip) for clip in refs} != {ages.shape[-1]}:
+        if not flat or len(refs) != len(key) or {*map(len, refs)} != {ages.shape[-1]}:
             raise ValueError("every key frame needs as many earlier frames as there are ages")
         if ages.shape != (len(key), ages.shape[-1]) or not (ages >= 0).all():
             raise ValueError("ages must be (B, R) and not negative: no frame sees the future")
