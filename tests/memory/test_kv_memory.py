@@ -237,6 +237,76 @@ def test_a_block_that_was_given_up_is_read_by_old_snapshots_and_leaves_no_trace(
     assert snapshot.representatives(0).shape[0] == 10
 
 
+def test_what_leaves_the_hot_set_while_it_is_read_is_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    memory = KVMemory(config(), 2_000_000, hot=hot(filled(1), 2))
+    for number in range(10):
+        memory.write(tokens(number, 6), float(number))
+    snapshot, tiers = memory.snapshot(), memory._tiers
+    snapshot.gather(0, [0, 1], snapshot.tick())
+    unpack = tiers._unpack
+
+    def meanwhile(*given: Any) -> Any:
+        monkeypatch.setattr(tiers, "_unpack", unpack)
+        snapshot.gather(0, [5, 6], snapshot.tick())  # another thread's question
+        return unpack(*given)
+
+    monkeypatch.setattr(tiers, "_unpack", meanwhile)
+    keys, _ = snapshot.gather(0, [0, 9], snapshot.tick())
+    assert torch.equal(keys, expected([0, 9], 0)[0])
+    assert tiers.hot_blocks(0) == [0, 9]
+
+
+def test_a_question_of_no_tick_makes_nothing_older() -> None:
+    memory = KVMemory(config(), 2_000_000, hot=hot(filled(1), 2))
+    for number in range(10):
+        memory.write(tokens(number, 6), float(number))
+    snapshot, tiers = memory.snapshot(), memory._tiers
+    snapshot.gather(0, [4], snapshot.tick())
+    snapshot.gather(0, [5], snapshot.tick())
+    snapshot.gather(0, [5], 0)
+    snapshot.gather(0, [6], snapshot.tick())
+    assert tiers.hot_blocks(0) == [5, 6]
+
+
+def test_a_question_larger_than_ram_copies_no_record_in_vain() -> None:
+    memory = filled(20)
+    memory.seal(cold_records(memory))
+    memory.set_budget(memory.nbytes - 16 * memory.config.record_bytes)
+    snapshot, copied = memory.snapshot(), list[int]()
+    promote = memory._tiers._promote
+
+    def counted(copies: Any) -> None:
+        copied.append(len(copies))
+        promote(copies)
+
+    memory._tiers._promote = counted  # type: ignore[method-assign]
+    for _ in range(3):
+        tick = snapshot.tick()
+        for layer in (0, 1):
+            keys, _ = snapshot.gather(layer, range(10), tick)
+            assert torch.equal(keys, expected(list(range(10)), layer)[0])
+    assert sum(copied) == 4  # what there is room for
+    assert sum(block.record is not None for block in memory.blocks[:10]) == 4
+
+
+def test_an_old_snapshot_and_a_memory_that_began_anew_do_not_mix() -> None:
+    other = KVMemory(config(), 2_000_000)
+    memory = KVMemory(config(), 2_000_000, hot=hot(filled(1), 4))
+    for number in range(4):
+        memory.write(tokens(number, 6), float(number))
+        other.write(tokens(number + 4, 6), float(number))
+    old = memory.snapshot()
+    old.gather(0, [0], old.tick())
+    memory.load_state_dict(other.state_dict())
+    for _ in range(2):
+        for view, number in ((old, 0), (memory.snapshot(), 4), (old, 0)):
+            keys, _ = view.gather(0, [0], view.tick())
+            assert torch.equal(keys, expected([number], 0)[0])
+    assert memory.held()["ram"] == sum(block.packed.nbytes for block in memory.blocks)
+
+
 @given(st.lists(st.tuples(st.integers(0, 1), st.sets(st.integers(0, 19), min_size=1))), st.data())
 @settings(max_examples=30, deadline=None, derandomize=True)
 def test_whatever_is_read_the_tiers_stay_within_their_bounds(asked: Any, data: Any) -> None:

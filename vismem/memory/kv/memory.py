@@ -76,15 +76,17 @@ class KVMemory(Memory):
             self.device,
             Budget.parse(hot).bytes,
         )
+        self._blocks: list[Block] = []
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, the init prompt too."""
         shape = self.config.shape
-        self._tiers.clear()
+        for block in self._blocks:
+            self._tiers.drop(block)
+        self._blocks = []
         self._sinks = self._empty(0)
         self._window: deque[Chunk] = deque()
-        self._blocks: list[Block] = []
         self._keys = Table((shape.layers, shape.kv_heads, shape.head_dim), torch.float32)
         self._embeddings = Table((1, self.config.embedding_dim), torch.float16)
         self._seen = self._packed = self._writes = self._next = 0

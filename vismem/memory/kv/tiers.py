@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -50,18 +50,14 @@ class Tiers:
         self._room = hot // (shape.layers * pair)  # blocks of a layer
         self._pair_bytes = pair
         self._lock = threading.Lock()
-        self.clear()
-
-    def clear(self) -> None:
-        """Hold nothing."""
-        with self._lock:
-            self._hot: list[dict[int, tuple[int, Pair]]] = [{} for _ in range(self.shape.layers)]
-            # Those that could leave, the least recently used first.
-            self._ram: OrderedDict[int, Block] = OrderedDict()
-            self.ram_bytes = 0
-            self.fixed_bytes = 0  # of them, what could not
-            self.limit = 0
-            self._clock = 0
+        # By block, not by number: a memory that begins anew counts from 0 again, and a snapshot of
+        # the one before may still be read.
+        self._hot: list[dict[Block, tuple[int, Pair]]] = [{} for _ in range(shape.layers)]
+        self._ram: OrderedDict[Block, None] = OrderedDict()  # what could leave, least used first
+        self.ram_bytes = 0
+        self.fixed_bytes = 0  # of them, what could not
+        self.limit = 0
+        self._clock = 0
 
     def tick(self) -> int:
         """Begin a question: what it reads was used at the time that this gives."""
@@ -80,7 +76,7 @@ class Tiers:
             if block.cold is None:
                 self.fixed_bytes += block.record.nbytes
             else:
-                self._ram[block.number] = block
+                self._ram[block] = None
 
     def seal(self, block: Block, cold: Tensor) -> None:
         """Take note that somebody else keeps a record from now on.
@@ -95,7 +91,7 @@ class Tiers:
         with self._lock:
             if block.cold is None and block.record is not None:
                 self.fixed_bytes -= block.record.nbytes
-                self._ram[block.number] = block
+                self._ram[block] = None
             block.cold = cold
 
     def drop(self, block: Block) -> None:
@@ -106,9 +102,9 @@ class Tiers:
                 if block.cold is None:
                     self.fixed_bytes -= block.record.nbytes
             block.gone = True
-            self._ram.pop(block.number, None)
+            self._ram.pop(block, None)
             for layer in self._hot:
-                layer.pop(block.number, None)
+                layer.pop(block, None)
 
     def shrink(self, limit: int) -> None:
         """Keep the records in RAM within a limit in bytes, as far as they may leave."""
@@ -116,9 +112,10 @@ class Tiers:
             self.limit = limit
             self._shrink()
 
-    def _shrink(self) -> None:
-        while self.ram_bytes > self.limit and self._ram:
-            _, block = self._ram.popitem(last=False)
+    def _shrink(self, more: int = 0) -> None:
+        """Let records leave until ``more`` bytes fit in."""
+        while self.ram_bytes + more > self.limit and self._ram:
+            block, _ = self._ram.popitem(last=False)
             assert block.record is not None
             self.ram_bytes -= block.record.nbytes
             block.record = None
@@ -138,22 +135,31 @@ class Tiers:
         """
         with self._lock:
             hot = self._hot[layer]
-            found = {block.number: hot[block.number][1] for block in blocks if block.number in hot}
+            pairs = {block: hot[block][1] for block in blocks if block in hot}
             # One layer's share is read from where it lies; a record asked for again comes whole.
             again = [b for b in blocks if b.record is None and b.used and not b.gone]
             for block in blocks:
                 block.used = max(block.used, time)
-                if block.number in self._ram:
-                    self._ram.move_to_end(block.number)
-        missing = [block for block in blocks if block.number not in found]
-        pairs = self._unpack(layer, missing) if missing else []
-        fresh = {block.number: pair for block, pair in zip(missing, pairs, strict=True)}
+                if block in self._ram:
+                    self._ram.move_to_end(block)
+            again = again[: self._room_for(blocks[0].packed.nbytes, time)]
+        if missing := [block for block in blocks if block not in pairs]:
+            pairs |= zip(missing, self._unpack(layer, missing), strict=True)
         copies = [(block, block.packed.clone()) for block in again]
         with self._lock:
             self._promote(copies)
-            self._heat(layer, blocks, fresh, time)
-        chosen = [found.get(block.number) or fresh[block.number] for block in blocks]
+            self._heat(layer, pairs, time)
+        chosen = [pairs[block] for block in blocks]
         return torch.cat([k for k, _ in chosen], 1), torch.cat([v for _, v in chosen], 1)
+
+    def _room_for(self, size: int, time: int) -> int:
+        """How many records of a size fit in RAM, if none leaves that a question needs."""
+        room = self.limit - self.fixed_bytes
+        for block in reversed(self._ram):
+            if block.used < time:
+                break
+            room -= size
+        return max(0, room // size)
 
     def _unpack(self, layer: int, blocks: Sequence[Block]) -> list[Pair]:
         sizes = self.shape, self.tokens, self.precision, self.dtype
@@ -166,31 +172,30 @@ class Tiers:
         for block, record in copies:
             room = self.limit - self.fixed_bytes
             if block.record is None and not block.gone and record.nbytes <= room:
+                self._shrink(record.nbytes)
                 block.record = record
                 self.ram_bytes += record.nbytes
-                self._ram[block.number] = block
-        self._shrink()
+                self._ram[block] = None
 
-    def _heat(self, layer: int, blocks: Sequence[Block], fresh: dict[int, Pair], time: int) -> None:
+    def _heat(self, layer: int, pairs: Mapping[Block, Pair], time: int) -> None:
         hot = self._hot[layer]
-        needed = {block.number for block in blocks}
-        more = len(hot.keys() | needed) - self._room
-        idle = sorted((used, number) for number, (used, _) in hot.items() if number not in needed)
-        for _, number in idle[: max(0, more)]:
-            del hot[number]
-        for block in blocks:
+        more = len(hot.keys() | pairs.keys()) - self._room
+        idle = sorted(hot.keys() - pairs.keys(), key=lambda block: (hot[block][0], block.number))
+        for block in idle[: max(0, more)]:
+            del hot[block]
+        for block, (keys, values) in pairs.items():
             if block.gone:
                 continue
-            if block.number in hot:
-                hot[block.number] = (time, hot[block.number][1])
+            if block in hot:
+                used, pair = hot[block]
+                hot[block] = (max(used, time), pair)
             elif len(hot) < self._room:
-                keys, values = fresh[block.number]
-                hot[block.number] = (time, (keys.clone(), values.clone()))
+                hot[block] = (time, (keys.clone(), values.clone()))
 
     def hot_blocks(self, layer: int) -> list[int]:
         """Numbers of the blocks of a layer that are dequantised on the device, ascending."""
         with self._lock:
-            return sorted(self._hot[layer])
+            return sorted(block.number for block in self._hot[layer])
 
     @property
     def hot_bytes(self) -> int:
