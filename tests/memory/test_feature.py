@@ -80,3 +80,458 @@ class TestRandom(FeatureContract):
 
 class TestReservoir(FeatureContract):
     evict = "reservoir"
+
+
+# --------------------------------------------------------------------------- shorthands
+
+
+def memory_of(rows: int, dim: int = 6, **settings: Any) -> FeatureMemory:
+    config = FeatureConfig(**{"dim": dim, "max_tokens": 50} | settings)
+    return FeatureMemory(config, rows * config.row_bytes)
+
+
+def axes(*numbers: int, dim: int = 6) -> Tensor:
+    return torch.eye(dim)[list(numbers)]
+
+
+def write(memory: FeatureMemory, time: float, scores: list[float], seed: int | None = None) -> None:
+    """One frame of rows that have nothing in common, each at its own place."""
+    count, dim = len(scores), memory.config.dim
+    looks = noise(count, dim, seed=int(1000 * time) if seed is None else seed)
+    low = torch.arange(count)[:, None] / count
+    memory.write(
+        looks,
+        time,
+        scores=torch.tensor(scores),
+        boxes=torch.cat([low, low, low + 0.5 / count, low + 0.5 / count], 1),
+    )
+
+
+def scores_of(memory: FeatureMemory) -> list[float]:
+    return [round(score, 3) for score in memory.snapshot().scores.tolist()]
+
+
+# --------------------------------------------------------------------------- who enters, who stays
+
+
+def test_the_best_rows_stay() -> None:
+    memory = memory_of(3)
+    for time, scores in enumerate([[0.5, 0.9], [0.7, 0.2], [0.6], [0.8]]):
+        write(memory, time, scores)
+    assert scores_of(memory) == [0.9, 0.7, 0.8]
+    assert memory.snapshot().times.tolist() == [0, 1, 3]
+
+
+def test_of_one_frame_the_quota_enters_best_first() -> None:
+    memory = memory_of(100, quota=3)
+    write(memory, 0.0, [0.1, 0.8, 0.3, 0.9, 0.2])
+    write(memory, 1.0, [0.4])
+    assert scores_of(memory) == [0.9, 0.8, 0.3, 0.4]
+
+
+def test_an_old_row_is_worth_less_with_every_half_life() -> None:
+    for half_life, stays in ((10.0, 0.3), (40.0, 0.9), (float("inf"), 0.9)):
+        memory = memory_of(1, half_life=half_life)
+        write(memory, 0.0, [0.9])
+        write(memory, 30.0, [0.3])
+        assert scores_of(memory) == [stays]
+
+
+def test_at_wall_clock_times_the_score_still_counts() -> None:
+    memory = memory_of(2)
+    for number, score in enumerate([0.5, 0.50001, 0.49999]):
+        write(memory, 1.8e9 + 1e-3 * number, [score])
+    assert memory.snapshot().sources.tolist() == [0, 1]
+
+
+def test_of_equals_the_older_leaves() -> None:
+    memory = memory_of(3, half_life=float("inf"))
+    for time in range(6):
+        write(memory, time, [0.5])
+    assert memory.snapshot().times.tolist() == [3, 4, 5]
+    unsure = memory_of(2)
+    for time in range(4):
+        write(unsure, time, [0.0])
+    assert unsure.snapshot().times.tolist() == [2, 3]
+
+
+def test_doubles_in_a_frame_enter_once() -> None:
+    looks = torch.cat([axes(0, 0, 1), axes(0) + 0.1 * axes(1)])
+    here, beside = [0.1, 0.1, 0.3, 0.3], [0.6, 0.1, 0.8, 0.3]
+    memory = memory_of(100)
+    memory.write(
+        looks,
+        0.0,
+        scores=torch.tensor([0.5, 0.9, 0.4, 0.6]),
+        boxes=torch.tensor([here, here, here, beside]),
+    )
+    assert scores_of(memory) == [0.9, 0.6, 0.4]  # another place, another look
+    anywhere = memory_of(100, overlap=0.0)
+    anywhere.write(looks, 0.0, scores=torch.tensor([0.5, 0.9, 0.4, 0.6]))
+    assert scores_of(anywhere) == [0.9, 0.4]
+    nowhere = memory_of(100)
+    nowhere.write(looks, 0.0)  # without boxes all is at one place
+    assert len(nowhere) == 2
+
+
+def test_a_row_like_a_better_one_a_moment_ago_does_not_enter() -> None:
+    memory = memory_of(100, recent=3)
+    for time in range(8):
+        memory.write(axes(0), float(time), scores=torch.tensor([0.5]))
+    assert memory.snapshot().times.tolist() == [0, 4]  # once in a while it does
+    alone = memory_of(9, recent=0)
+    for time in range(3):
+        alone.write(axes(0), float(time))
+    assert len(alone) == 3
+
+
+def test_what_a_better_row_stands_for_leaves_first() -> None:
+    memory = memory_of(3)
+    memory.write(axes(0), 0.0, scores=torch.tensor([0.7]))
+    memory.write(axes(1), 1.0, scores=torch.tensor([0.3]))
+    memory.write(axes(0), 2.0, scores=torch.tensor([0.8]))
+    assert scores_of(memory) == [0.7, 0.3, 0.8]
+    memory.write(axes(2), 3.0, scores=torch.tensor([0.2]))
+    assert scores_of(memory) == [0.3, 0.8, 0.2]
+
+
+def test_rows_without_length_and_boxes_without_area() -> None:
+    """What a detector gives for a picture of one pixel."""
+    memory = memory_of(100)
+    memory.write(torch.zeros(3, 6), 0.0, boxes=torch.zeros(3, 4))
+    assert len(memory) == 3
+    assert torch.isfinite(memory.read(torch.zeros(6)).scores).all()
+
+
+def test_first_in_first_out() -> None:
+    memory = memory_of(4, evict="fifo")
+    for time in range(5):
+        write(memory, time, [0.9 - 0.1 * time, 0.2, 0.1])
+    assert memory.snapshot().times.tolist() == [3, 4, 4, 4]
+    assert scores_of(memory)[0] == 0.6  # of the oldest frame the best stays longest
+
+
+def test_random_keeps_what_is_new_and_never_passes_the_capacity() -> None:
+    memory = memory_of(10, evict="random")
+    for time in range(50):
+        write(memory, time, [0.5] * 3)
+        assert len(memory) <= 10
+        assert memory.snapshot().times.tolist()[-3:] == [time] * 3
+    write(memory, 50.0, [n / 100 for n in range(20)])  # more than it holds: the best of them
+    assert scores_of(memory) == [n / 100 for n in range(10, 20)]
+
+
+def test_nothing_detected_wipes_nothing() -> None:
+    for evict in POLICIES:
+        memory = memory_of(4, evict=evict)
+        write(memory, 0.0, [0.5] * 4)
+        before = memory.snapshot().tokens
+        assert memory.skip(1.0).nbytes == memory.nbytes
+        assert torch.equal(memory.snapshot().tokens, before)
+        with pytest.raises(ValueError, match="backwards"):
+            memory.skip(0.5)
+        write(memory, 2.0, [0.9])
+        assert memory.snapshot().sources.max() == 2  # a skipped frame counts
+
+
+def test_the_reservoir_is_fair_and_random_is_not() -> None:
+    """How often the first quarter of 40 rows is held: a quarter of the time, or hardly ever."""
+    share = {}
+    for evict in ("reservoir", "random"):
+        early = 0
+        for seed in range(60):
+            memory = memory_of(10, evict=evict, seed=seed)
+            for time in range(40):
+                write(memory, time, [0.5], seed=0)
+            early += int((memory.snapshot().times < 10).sum())
+        share[evict] = early / 600
+    assert share["reservoir"] == pytest.approx(0.25, abs=0.06)
+    assert share["random"] < 0.1
+
+
+def test_another_seed_is_another_choice() -> None:
+    held = []
+    for seed in (0, 0, 1):
+        memory = memory_of(10, evict="reservoir", seed=seed)
+        for time in range(40):
+            write(memory, time, [0.5])
+        held.append(memory.snapshot().times.tolist())
+    assert held[0] == held[1] != held[2]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    st.sampled_from(POLICIES),
+    st.integers(0, 9),
+    st.integers(1, 5),
+    st.lists(st.lists(st.integers(0, 100), min_size=0, max_size=12), min_size=1, max_size=15),
+)
+def test_rows_stay_true_and_within_bounds(
+    evict: Any, capacity: int, quota: int, frames: list[list[int]]
+) -> None:
+    memory = memory_of(capacity, evict=evict, quota=quota)
+    looks, lost, entered = {}, 0, 0
+    for time, scores in enumerate(frames):
+        if not scores:
+            memory.skip(float(time))
+            continue
+        given = noise(len(scores), 6, seed=time).half()
+        looks[time] = given
+        before = len(memory)
+        report = memory.write(given, float(time), scores=torch.tensor(scores) / 100)
+        lost += report.dropped
+        entered = len(memory) + lost
+        most = quota if evict == "score" else len(scores)
+        assert before <= len(memory) <= min(capacity, before + most)
+    snapshot = memory.snapshot()
+    assert entered <= sum(map(len, frames))
+    for token, time, score, source in zip(
+        snapshot.tokens, snapshot.times, snapshot.scores, snapshot.sources, strict=True
+    ):
+        place = (looks[int(time)] == token).all(1).nonzero()  # a row goes with what belongs to it
+        assert len(place) and source == int(time)
+        assert score.item() == pytest.approx(frames[int(time)][int(place[0])] / 100)
+
+
+def test_ten_thousand_boxes_are_refused_or_held_to_the_quota() -> None:
+    looks = noise(10_000, 6)
+    with pytest.raises(ValueError, match="1 to 300 tokens, not 10000"):
+        FeatureMemory(FeatureConfig(dim=6), "1MB").write(looks, 0.0)
+    memory = FeatureMemory(FeatureConfig(dim=6, max_tokens=10_000), "1MB")
+    memory.write(looks, 0.0, scores=torch.linspace(0, 1, 10_000))
+    assert len(memory) == 8 and memory.snapshot().scores.min() > 0.99
+
+
+def test_another_stream_begins_with_a_reset() -> None:
+    memory = memory_of(20)
+    write(memory, 100.0, [0.9])
+    with pytest.raises(ValueError, match="backwards"):
+        write(memory, 0.0, [0.9])
+    memory.reset()
+    write(memory, 0.0, [0.9])
+    assert memory.snapshot().times.tolist() == [0.0] and memory.snapshot().sources.tolist() == [0]
+
+
+def test_what_was_not_said_is_neutral() -> None:
+    memory = memory_of(5)
+    memory.write(axes(0), 0.0)
+    row = memory.snapshot()
+    assert row.scores.tolist() == [1.0] and row.labels.tolist() == [-1]
+    assert row.boxes.tolist() == [[0.0, 0.0, 1.0, 1.0]]
+
+
+def test_gradients_and_other_types_stay_outside() -> None:
+    memory = memory_of(5)
+    tokens = axes(0, 1).double().requires_grad_()
+    scores = torch.tensor([0.5, 0.25], dtype=torch.bfloat16)
+    labels = torch.tensor([1, 2], dtype=torch.int32)
+    memory.write(tokens, 0.0, scores=scores, boxes=torch.zeros(2, 4).double(), labels=labels)
+    row = memory.snapshot()
+    assert row.tokens.dtype == torch.float16 and not row.tokens.requires_grad
+    assert row.scores.tolist() == [0.5, 0.25] and row.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"dim": 0}, {"max_tokens": 0}, {"quota": 0}, {"recent": -1}, {"half_life": 0.0}]
+    + [{"evict": "oldest"}, {"half_life": float("nan")}],
+)
+def test_sizes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):
+        FeatureConfig(**{"dim": 3} | wrong)
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    memory = memory_of(8)
+    write(memory, 0.0, [0.5] * 8)
+    state = memory.state_dict()
+    with pytest.raises(ValueError, match="8 rows, the budget 7"):
+        memory_of(7).load_state_dict(state)
+    for name in ("boxes", "worth"):
+        for broken in (state[name][1:], state[name].long()):
+            with pytest.raises(ValueError, match=name):
+                memory.load_state_dict(state | {name: broken})
+    assert same(memory.state_dict(), state)
+
+
+# --------------------------------------------------------------------------- snapshots
+
+
+def test_a_snapshot_read_late_shows_what_was_held() -> None:
+    memory = memory_of(6, evict="fifo")
+    write(memory, 0.0, [0.1, 0.2, 0.3, 0.4])
+    expected = memory.snapshot().tokens.clone()
+    whole, part = memory.snapshot(), memory.snapshot().keys(2, "recent")
+    gc.collect()
+    for time in range(1, 9):
+        write(memory, time, [0.5, 0.5])
+    assert torch.equal(whole.tokens, expected) and torch.equal(part.tokens, expected[-2:])
+    assert len(whole) == 4 and whole.times.tolist() == [0.0] * 4
+
+
+def test_rows_are_copied_only_for_snapshots_in_use() -> None:
+    memory = memory_of(6, evict="fifo")
+    write(memory, 0.0, [0.5] * 6)
+    place = memory._held["tokens"].data_ptr()
+    kept = memory.snapshot().tokens  # a copy; its snapshot is gone
+    before = kept.clone()
+    write(memory, 1.0, [0.5])
+    assert memory._held["tokens"].data_ptr() == place and torch.equal(kept, before)
+    snapshot = memory.snapshot()
+    write(memory, 2.0, [0.5])
+    assert memory._held["tokens"].data_ptr() != place
+    assert snapshot.times.tolist() == [0, 0, 0, 0, 0, 1]
+
+
+def test_a_memory_that_is_not_full_is_not_copied() -> None:
+    memory = memory_of(100)
+    write(memory, 0.0, [0.5] * 8)
+    write(memory, 1.0, [0.5] * 2)  # room for 16
+    snapshot, place = memory.snapshot(), memory._held["tokens"].data_ptr()
+    write(memory, 2.0, [0.5] * 2)
+    assert memory._held["tokens"].data_ptr() == place and len(snapshot) == 10
+
+
+def test_keys() -> None:
+    memory = memory_of(20)
+    for time, score in enumerate([0.3, 0.9, 0.5, 0.9, 0.1]):
+        write(memory, time, [score])
+    snapshot = memory.snapshot()
+    assert snapshot.keys().times.tolist() == [0, 1, 2, 3, 4]
+    assert snapshot.keys(9, "score").times.tolist() == [0, 1, 2, 3, 4]
+    assert snapshot.keys(2, "recent").times.tolist() == [3, 4]
+    assert snapshot.keys(3, "score").times.tolist() == [1, 2, 3]
+    assert snapshot.keys(1, "score").times.tolist() == [3]  # the newer of equals
+    assert len(snapshot.keys(0, "score")) == len(snapshot.keys(0, "recent").tokens) == 0
+    assert snapshot.keys(2, "score").keys(1, "recent").times.tolist() == [3]
+    draws = [
+        snapshot.keys(3, "random", torch.Generator().manual_seed(seed)).times.tolist()
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert draws[0] == draws[1] and len(set(map(tuple, draws))) > 1
+    assert all(draw == sorted(set(draw)) and len(draw) == 3 for draw in draws)
+    for k, read in ((2, "all"), (-1, "score"), (2, "best")):
+        with pytest.raises(ValueError):
+            snapshot.keys(k, read)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="generator"):
+        snapshot.keys(2, "random")
+
+
+def test_reading_by_a_query() -> None:
+    memory = memory_of(20)
+    for time in range(4):
+        memory.write(
+            (2.0 + time) * axes(time),
+            float(time),
+            boxes=torch.tensor([[0.1 * time, 0.0, 0.1 * time + 0.2, 0.5]]),
+        )
+    recall = memory.read(axes(2, 1).sum(0), k=2)
+    assert recall.times.tolist() == [1, 2]
+    assert recall.scores.tolist() == pytest.approx([0.5**0.5] * 2, abs=1e-6)
+    assert recall.positions is not None
+    assert recall.positions.tolist() == [pytest.approx([0.2, 0.25]), pytest.approx([0.3, 0.25])]
+    assert memory.read(axes(2)[0], k=1, before=1.5).times.tolist() != [2]
+    assert memory.read(k=2, before=1.5).times.tolist() == [0, 1]
+    assert len(memory.read(axes(0)[0], k=0).tokens) == 0
+    with pytest.raises(ValueError, match="query"):
+        memory.read(torch.ones(5))
+
+
+def test_overlaps() -> None:
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.5, 0.0, 1.0, 1.0], [0.2, 0.2, 0.2, 0.2]])
+    expected = torch.tensor([[1.0, 0.5, 0.0], [0.5, 1.0, 0.0], [0.0, 0.0, 0.0]])
+    torch.testing.assert_close(overlaps(boxes, boxes), expected)
+    apart = torch.tensor([[2.0, 2.0, 3.0, 3.0], [-1.0, -1.0, -0.5, -0.5]])
+    assert not overlaps(boxes, apart).any()
+
+
+# --------------------------------------------------------------------------- several streams
+
+
+def test_streams_side_by_side() -> None:
+    memories = [memory_of(9) for _ in range(3)]
+    for number, memory in enumerate(memories[:2]):
+        for time in range(2 * number + 1):
+            write(memory, 10.0 * time + number, [0.5])
+    snapshots = [memory.snapshot() for memory in memories]
+    batch = stack(snapshots)
+    assert batch.tokens.shape == (3, 3, 6) and batch.tokens.dtype == torch.float16
+    assert batch.mask.tolist() == [[True, False, False], [True] * 3, [False] * 3]
+    for row, snapshot in enumerate(snapshots):
+        held = batch.mask[row]
+        for name in ("tokens", "times", "scores", "boxes", "labels", "sources"):
+            column = getattr(batch, name)[row]
+            assert torch.equal(column[held], getattr(snapshot, name)), name
+            assert torch.isfinite(column.double()).all()
+    assert batch.scores[2].tolist() == [1.0] * 3 and batch.boxes[2, 0].tolist() == [0, 0, 1, 1]
+    assert stack([memories[2].snapshot()]).tokens.shape == (1, 0, 6)
+    with pytest.raises(ValueError, match="at least one"):
+        stack([])
+    with pytest.raises(ValueError, match="width"):
+        stack([snapshots[0], memory_of(3, dim=5).snapshot()])
+
+
+# --------------------------------------------------------------------------- projections
+
+
+class Counted:
+    """A projection that counts the rows it was given."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.rows = weight, 0
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.rows += len(tokens)
+        return tokens.float() @ self.weight
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.sampled_from(POLICIES), st.integers(0, 12), st.integers(0, 100))
+def test_projections_are_what_is_computed_anew(evict: Any, capacity: int, seed: int) -> None:
+    memory, kept = memory_of(capacity, evict=evict, seed=seed), Projections()
+    project = Counted(noise(6, 3, seed=seed).requires_grad_())
+    generator, old, written = torch.Generator().manual_seed(seed), memory.snapshot(), 0
+    for time in range(12):
+        if time == 8 and seed % 2:
+            memory.reset()
+        write(memory, time, [0.5 + 0.01 * time] * (1 + time % 4))
+        written += 1 + time % 4
+        for snapshot in (
+            memory.snapshot(),
+            memory.snapshot().keys(3, "random", generator),
+            old,
+        ):
+            found = kept(snapshot, project, version=0)
+            expected = snapshot.tokens.float() @ project.weight
+            torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-6)
+            assert not found.requires_grad
+        if time % 5 == 0:
+            old = memory.snapshot()
+    assert kept.nbytes <= capacity * (8 + 3 * 4)
+
+
+def test_each_row_is_projected_once_until_the_weights_change() -> None:
+    memory, kept, project = memory_of(50), Projections(), Counted(noise(6, 3))
+    for time in range(30):
+        write(memory, time, [0.5] * 4)
+        kept(memory.snapshot(), project, version=0)
+        kept(memory.snapshot().keys(5, "recent"), project, version=0)
+    assert project.rows == 120
+    project.weight = noise(6, 3, seed=1)
+    found = kept(memory.snapshot(), project, version=1)
+    assert project.rows == 170
+    torch.testing.assert_close(found, memory.snapshot().tokens.float() @ project.weight)
+
+
+def test_projections_of_another_memory_or_before_a_reset_are_not_mistaken() -> None:
+    kept, weight = Projections(), noise(6, 3)
+    one, other = memory_of(9), memory_of(9)
+    write(one, 0.0, [0.5] * 3)
+    write(other, 1.0, [0.5] * 3)
+    for memory in (one, other, one):
+        found = kept(memory.snapshot(), Counted(weight), version=0)
+        torch.testing.assert_close(found, memory.snapshot().tokens.float() @ weight)
+    state = copied(other.state_dict())
+    one.load_state_dict(state)
+    found = kept(one.snapshot(), Counted(weight), version=0)
+    torch.testing.assert_close(found, other.snapshot().tokens.float() @ weight)
