@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vismem.memory.kv.block import Block
 from vismem.memory.kv.config import KVConfig
+from vismem.memory.kv.index import ROWS, Table
 from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.shape import KVShape
 
@@ -129,6 +130,16 @@ def test_many_pages_are_one_table() -> None:
     assert torch.allclose(snapshot.representatives(0).float(), means, atol=1e-3)
     memory.drop(range(64))
     assert memory.held()["index"] < 2 / 3 * filled(150).held()["index"]
+
+
+def test_a_table_knows_its_bytes_without_a_look_at_every_page() -> None:
+    table = Table((2, 3), torch.float32)
+    for number in range(3 * ROWS):
+        table.add(torch.full((2, 3), float(number)))
+    assert table.nbytes == sum(page.nbytes for page in table.view([0])._pages.values())
+    for row in range(ROWS, 2 * ROWS):
+        table.drop(row)
+    assert table.nbytes == 2 * 2 * ROWS * 3 * 4
 
 
 def test_blocks_are_found_by_the_embedding_of_their_frames() -> None:

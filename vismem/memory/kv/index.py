@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -57,7 +58,7 @@ class Table:
     @property
     def nbytes(self) -> int:
         """Bytes of all pages, empty rows included."""
-        return sum(page.nbytes for page in self._pages.values())
+        return len(self._pages) * ROWS * math.prod(self.shape) * self.dtype.itemsize
 
 
 class TableView:

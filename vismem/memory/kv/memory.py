@@ -218,7 +218,7 @@ class KVMemory(Memory):
             self._trim()
         dropped = 0
         while self._blocks and self._needed() > most:
-            self._give_up(self._blocks[0])
+            self._let_go(self._blocks.pop(0))
             dropped += 1
         while window and self._needed() > most:
             self._trim()
@@ -241,8 +241,14 @@ class KVMemory(Memory):
     def _needed(self) -> int:
         return self._held_beside() + self._tiers.fixed_bytes
 
-    def _give_up(self, block: Block) -> None:
-        self._blocks.remove(block)
+    def _give_up(self, blocks: Sequence[Block]) -> None:
+        """Give up blocks anywhere, in one pass over all there are."""
+        gone = set(blocks)
+        self._blocks = [block for block in self._blocks if block not in gone]
+        for block in blocks:
+            self._let_go(block)
+
+    def _let_go(self, block: Block) -> None:
         self._block_notes -= block.note_bytes
         self._keys.drop(block.row)
         self._embeddings.drop(block.row)
@@ -336,8 +342,7 @@ class KVMemory(Memory):
             How many blocks and writes of the window are gone.
         """
         gone = [block for block in self._blocks if block.first <= end and block.last >= start]
-        for block in gone:
-            self._give_up(block)
+        self._give_up(gone)
         kept = [chunk for chunk in self._window if not start <= chunk.time <= end]
         count = len(gone) + len(self._window) - len(kept)
         self._window.clear()
@@ -353,8 +358,7 @@ class KVMemory(Memory):
         """Give up blocks by number; how many there were."""
         wanted = set(numbers)
         gone = [block for block in self._blocks if block.number in wanted]
-        for block in gone:
-            self._give_up(block)
+        self._give_up(gone)
         self._fit()
         return len(gone)
 
