@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -66,6 +67,16 @@ def frame(number: int) -> dict[str, Any]:
     if number % 5 == 3:
         given["companion"] = {"last": torch.randn(7, generator=generator), "n": torch.tensor(1)}
     return given
+
+
+def wide(**more: Any) -> KVConfig:
+    """Blocks that are large beside what they are found by; one write is one block."""
+    given: dict[str, Any] = {"precision": "model", "block": 24, "window": 24, "max_tokens": 24}
+    return KVConfig(KVShape(2, 2, 1, 64), **{**given, **more})
+
+
+def wide_frame(number: int) -> Tensor:
+    return torch.randn(2, 2, 1, 24, 64, generator=torch.Generator().manual_seed(number))
 
 
 def fill(memory: DurableKV | KVMemory, numbers: range) -> Any:
@@ -287,7 +298,7 @@ def test_death_at_any_line_of_a_write_that_seals(
     memory.close()
     assert total > 500
     heard_of = 0
-    for line in range(1, total + 1, 23):
+    for line in range(1, total + 1, 47):
         copy = tmp_path / "copy"
         shutil.copytree(path, copy)
 
@@ -310,7 +321,7 @@ def test_death_at_any_line_of_a_write_that_seals(
         assert verify(copy).ok and not verify(copy).orphans
         shutil.rmtree(copy)
         heard_of += heard
-    assert heard_of < total / 23 / 2
+    assert heard_of < total / 47 / 2
 
 
 def test_an_interrupt_at_any_line_loses_nothing(
@@ -319,7 +330,7 @@ def test_an_interrupt_at_any_line_loses_nothing(
     """Ctrl-C within a write; the program goes on, or is told to open it again."""
     number = about_to_seal(path)
     told = went_on = 0
-    for line in range(5, 3000, 31):
+    for line in range(5, 3000, 61):
         copy = tmp_path / "copy"
         shutil.copytree(path, copy)
         memory = DurableKV.open(copy)
@@ -353,15 +364,17 @@ def test_an_interrupt_at_any_line_loses_nothing(
         shutil.rmtree(copy)
         if done:
             break
-    assert told > 1 and went_on > 10
+    assert told > 0 and went_on > 5
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_kill_minus_nine(path: Path, kills: int) -> None:
     script = Path(__file__).parents[1] / "benchmarks" / "kv_crash.py"
-    command = [sys.executable, str(script), "--kills", str(kills), "--frames", "400"]
+    command = [sys.executable, str(script), "--kills", str(kills), "--filled", "40"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr
+    (acknowledged,) = re.findall(r"(\d+) frames acknowledged", result.stdout)
+    assert int(acknowledged) > 40, "the writers wrote"
     assert "0 lost" in result.stdout and "0 twice" in result.stdout
 
 
@@ -430,6 +443,38 @@ def test_a_companion_that_comes_late_and_is_large_finds_its_room(path: Path) -> 
         assert memory.write_kv(**frame(705) | beside).dropped > 0
         fill(memory, range(706, 780))
         assert most[0] <= least + 100_000
+
+
+def test_the_log_is_sealed_before_a_write_that_could_not_be_sealed_later(path: Path) -> None:
+    """A log with room for the record, but no room for the state that has the companion as well."""
+    log, size = 1_000_000, 950_000
+    sizes = wide(precision="int4")
+    disk = DiskSizes(sizes, log).least() + log
+    with (
+        DurableKV(path, sizes, 20_000_000, disk, log=log) as memory,
+        pytest.MonkeyPatch.context() as patch,
+        watched(path, patch) as most,
+    ):
+        given_up = 0
+        for number in range(401):
+            memory.write_kv(wide_frame(number), float(number))
+            given_up += memory.seal() if number % 20 == 19 else 0
+        assert given_up > 0, "the directory is as full as it may be"
+        beside = {"last": torch.zeros(size, dtype=torch.uint8)}
+        assert memory.write_kv(wide_frame(401), 401.0, companion=beside).dropped > 0
+        assert memory.logged == 1
+        memory.seal()
+        assert most[0] <= disk
+
+
+def test_blocks_that_are_in_ram_alone_are_sealed_before_they_crowd_it(path: Path) -> None:
+    """The log is far from full, but a record that is in no file cannot leave RAM."""
+    with DurableKV(path, wide(), 1_000_000, 9_000_000, log=1_300_000) as memory:
+        for number in range(60):
+            report = memory.write_kv(wide_frame(number), float(number))
+            unsealed = sum(block.packed.nbytes for block in memory.memory.unsealed())
+            assert report.dropped == 0 and unsealed <= memory.budget.bytes / 4
+        assert len(memory.blocks) == 60 and memory.logged > 5
 
 
 def test_the_oldest_whole_segments_go_first_and_are_reported(path: Path) -> None:
@@ -626,6 +671,19 @@ def test_a_damaged_segment_costs_its_own_blocks_alone(
         after = state(memory)
     with DurableKV.open(path) as memory:
         assert equal(state(memory), after) and not memory.lost
+
+
+def test_what_was_salvaged_is_sealed_at_once(path: Path) -> None:
+    with begin(path) as memory:
+        fill(memory, range(WRITES))
+        memory.seal()
+    with MemoryStore.open(path, read_only=True) as store:
+        Path.unlink(path / f"seg_{store.segments()[1].name}.blob")
+    with DurableKV.open(path, salvage=True) as memory:
+        assert memory.lost and memory.logged == 0
+        found = answers(memory)
+    with DurableKV.open(path) as memory:
+        assert not memory.lost and equal(answers(memory), found)
 
 
 def test_a_lost_state_is_said(path: Path) -> None:
@@ -873,6 +931,35 @@ def test_what_is_forgotten_is_in_no_file(path: Path, tight: bool) -> None:
     assert verify(path).ok
     with DurableKV.open(path) as memory:
         assert equal(state(memory), after)
+
+
+def test_forgetting_makes_room_for_the_segments_that_it_writes_again(path: Path) -> None:
+    """Two full segments, and a full log beside: more than what is kept free for the next seal."""
+    log = 400_000
+    sizes = DiskSizes(wide(), log)
+    disk = sizes.least() + 9 * sizes.segment(sizes.cycle)
+    with (
+        DurableKV(path, wide(), 20_000_000, disk, log=log) as memory,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        numbers = iter(range(1000))
+        for number in numbers:
+            if memory.write_kv(wide_frame(number), float(number)).dropped:
+                break
+        for number in numbers:
+            memory.write_kv(wide_frame(number), float(number))
+            if next(path.glob("tail_*")).stat().st_size > 0.9 * log:  # about to seal
+                break
+        with MemoryStore.open(path, read_only=True) as store:
+            inside = [segment.columns["number"].tolist() for segment in store.segments()]
+        first, last = float(inside[-2][-1]), float(inside[-1][0])
+        oldest, count = memory.blocks[0].number, len(memory.blocks)
+        with watched(path, patch) as most:
+            memory.forget(first, last)
+        assert most[0] <= disk
+        assert not any(first <= block.first <= last for block in memory.blocks)
+        assert oldest < memory.blocks[0].number < inside[-2][0], "the oldest, and not all"
+        assert count > len(memory.blocks) > len(inside[-1])
 
 
 def test_what_was_forgotten_and_found_no_room_goes_with_the_next_write(
