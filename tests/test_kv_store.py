@@ -208,6 +208,18 @@ def test_every_precision_and_type_comes_back(path: Path, precision: Any, dtype: 
         }
 
 
+def test_two_directories_of_one_stream_seal_at_the_same_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = []
+    for chance in (lambda bits: 5, lambda bits: 2**bits - 1):
+        monkeypatch.setattr("vismem.kv_store.secrets.randbits", chance)
+        with begin(tmp_path / str(len(logs)), log=100_000) as memory:
+            fill(memory, range(10))
+            logs.append(memory._store.nbytes["tail"])
+    assert logs[0] == logs[1]  # whatever number the stream was given
+
+
 def test_sealed_blocks_leave_ram_and_are_read_from_the_file(path: Path) -> None:
     wide = config(shape=KVShape(2, 2, 1, 64), precision="model", block=24, embedding_dim=0)
     generator = torch.Generator().manual_seed(0)

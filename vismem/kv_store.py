@@ -96,7 +96,8 @@ class DurableKV:
             "budget": Budget.parse(budget).bytes,
             "disk": Budget.parse(disk).bytes,
             "log": log,
-            "stream": secrets.randbits(62),
+            # Always 19 digits: when to seal goes by the bytes of the log, which must not be chance.
+            "stream": 2**61 + secrets.randbits(61),
         }
         self._set_up(config, settings, hot, device)
         store = MemoryStore.create(
