@@ -229,6 +229,55 @@ def test_faster_rcnn_takes_pictures_of_several_sizes_and_of_nothing() -> None:
     assert len(detector.memory("a")) == held and detector.memory("a").last == 3.0
 
 
+def test_pictures_of_one_batch_may_have_any_number_of_proposals() -> None:
+    counts = {"a": 3, "b": 0, "c": 30}
+
+    def made(*streams: str) -> MemoryDetector:
+        model = tiny_detector("faster_rcnn")
+        honest = model.rpn.forward
+
+        def few(*parts: Any) -> tuple[list[Tensor], dict[str, Tensor]]:
+            proposals, losses = honest(*parts)
+            return [
+                boxes[: counts[stream]] for boxes, stream in zip(proposals, streams, strict=True)
+            ], losses
+
+        model.rpn.forward = few
+        detector = MemoryDetector.wrap(model)
+        random_weights(detector.enhancement)
+        return detector
+
+    together, apart = made(*counts), {stream: made(stream) for stream in counts}
+    for time in range(3):
+        frames = list(pictures(3, seed=time))
+        batch = together.step_batch(frames, [float(time)] * 3, list(counts))
+        for frame, (stream, one), found in zip(frames, apart.items(), batch, strict=True):
+            alone = one.step(frame, float(time), stream)
+            assert np.allclose(found.scores, alone.scores, atol=1e-4)
+            ordered = [np.sort(boxes, axis=0) for boxes in (found.boxes, alone.boxes)]  # as to ties
+            assert np.allclose(*ordered, atol=1e-2)
+            held, other = (d.memory(stream).snapshot() for d in (together, one))
+            assert torch.equal(held.sources, other.sources)
+            assert torch.allclose(held.scores, other.scores, atol=1e-5)
+            assert torch.allclose(held.boxes, other.boxes, atol=1e-5)
+    assert [len(together.memory(stream)) > 0 for stream in counts] == [True, False, True]
+
+
+@DETRS
+def test_half_precision_changes_nothing_either(name: str) -> None:
+    model = tiny_detector(name).bfloat16()
+    detector = MemoryDetector.wrap(model)
+    for time, picture in enumerate(pictures(3)):
+        found = detector.step(picture, float(time))
+        with torch.no_grad():
+            outputs = detector.adapter.run(detector.adapter.prepare([picture]))
+        assert np.array_equal(
+            found.scores, detector.adapter.found(outputs, [(64, 96)])[0][1].numpy()
+        )
+    random_weights(detector.enhancement)
+    detector.step(picture, 3.0)
+
+
 # --------------------------------------------------------------------------- training
 
 
@@ -253,8 +302,6 @@ def test_losses_reach_the_enhancement(name: str, training: bool) -> None:
     frozen.eval()
     ages = torch.tensor([[1.0, 2.0, 3.0], [1.0, 4.0, 5.0]])
     refs = [list(pictures(3, seed=1)), list(pictures(3, seed=2))]
-    if name == "d_fine" and not training:
-        pytest.skip("D-FINE's own losses need all layers, which it judges in training alone")
     output = watched.detector.forward_train(list(pictures(2)), refs, ages, targets(name, 2))
     loss = sum(output.values()) if name == "faster_rcnn" else output.loss
     loss.backward()

@@ -101,6 +101,14 @@ def test_published_initialisation() -> None:
     assert not any(part.bias.any() for part in (plain.query, plain.key, plain.value))
 
 
+def test_without_keys_the_published_forms_say_nothing() -> None:
+    selsa, geo = random_weights(SelsaAttention(16, 4)), random_weights(GroupedValueAttention(16, 4))
+    x, keys = noise(7, 16), noise(3, 16, seed=1)
+    for some, mask in ((keys[:0], None), (keys, torch.zeros(3, dtype=torch.bool))):
+        assert torch.equal(selsa(x, some, mask=mask), torch.zeros(7, 16))
+        assert torch.equal(geo(x, some, mask=mask), x)
+
+
 @pytest.mark.parametrize("prefix", ["", "aggregator.1."])
 def test_published_names_load(prefix: str) -> None:
     selsa = random_weights(SelsaAttention(8, 2))
