@@ -26,6 +26,7 @@ import vismem
 from vismem.errors import StoreError, UsageError
 from vismem.kv_disk import DiskSizes
 from vismem.kv_store import DurableKV
+from vismem.memory.kv.compress import Compressed, Keep
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.shape import KVShape
@@ -577,6 +578,44 @@ def test_what_the_memory_refuses_is_not_logged(path: Path, what: str, change: An
         assert memory.memory.last_time == frame(29)["time"]
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_budget_too_small_for_the_init_prompt_is_not_called_damage(
+    path: Path, sealed: bool
+) -> None:
+    with begin(path) as memory:
+        fill(memory, range(3))
+        if sealed:
+            memory.seal()
+    needed = 4 * prompt().half().nbytes
+    with pytest.raises(UsageError, match=f"give at least {needed}"):
+        DurableKV.open(path, budget=needed - 1)
+    DurableKV.open(path, budget=needed).close()
+
+
+def test_a_memory_of_another_kind_is_not_called_damage(path: Path) -> None:
+    MemoryStore.create(path, encoder={}, config={}).close()
+    with pytest.raises(StoreError, match="another kind"):
+        DurableKV.open(path)
+
+
+def test_a_compression_that_could_not_be_known_again_is_refused(path: Path) -> None:
+    class Nameless:
+        def tokens(self, tokens: int) -> int:
+            return Keep(0.5).tokens(tokens)
+
+        def __call__(self, kv: Tensor, saliency: Tensor | None = None) -> Compressed:
+            return Keep(0.5)(kv, saliency)
+
+    class Named(Nameless):
+        def __repr__(self) -> str:
+            return "Named()"
+
+    with pytest.raises(UsageError, match="Nameless .* give it a __repr__"):
+        begin(path, config=config(compression=Nameless()))
+    begin(path, config=config(compression=Named())).close()
+    DurableKV.open(path, config(compression=Named())).close()
+
+
 @pytest.mark.parametrize(
     ("other", "said"),
     [
@@ -626,6 +665,21 @@ def test_a_log_of_another_stream_is_refused(path: Path) -> None:
             fill(memory, range(5))
     shutil.copy(other / "tail_000000.log", path)
     with pytest.raises(StoreError, match="a record is of another stream"):
+        DurableKV.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("stream", "the state is of another stream"), ("blocks", "1 blocks are missi")],
+)
+def test_a_state_that_is_not_of_these_segments_is_refused(path: Path, name: str, said: str) -> None:
+    with begin(path) as memory:
+        fill(memory, range(WRITES))
+    with MemoryStore.open(path) as store:
+        state = store.state()
+        state[name] = torch.cat([state[name], state[name][-1:] + 1])
+        store.commit(dict.fromkeys((segment.name for segment in store.segments()), None), state)
+    with pytest.raises(StoreError, match=said):
         DurableKV.open(path)
 
 
@@ -1010,8 +1064,11 @@ def test_a_memory_from_ram_is_adopted_whole(path: Path, plain: list[dict[str, Te
         assert equal(state(durable), plain[50])
         fill(durable, range(50, WRITES))
         assert equal(state(durable), plain[WRITES])
-        with pytest.raises(UsageError, match="holds a stream already"):
-            durable.adopt(memory)
+        for _ in range(2):
+            with pytest.raises(UsageError, match="holds a stream already"):
+                durable.adopt(memory)
+            durable.seal()  # nothing is in the log, and still it holds a stream
+        assert equal(state(durable), plain[WRITES])
 
 
 def test_what_is_too_large_to_be_adopted_loses_its_oldest_blocks_alone(path: Path) -> None:
