@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vismem.errors import StoreError
+from vismem.errors import StoreError, UsageError
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.shape import KVShape
 
@@ -95,7 +95,16 @@ class DiskSizes:
 
 
 def facts(config: KVConfig) -> dict[str, Any]:
-    """A configuration as JSON."""
+    """A configuration as JSON.
+
+    Raises:
+        UsageError: If a compression has no ``repr`` of its own, by which it is known again.
+    """
+    if config.compression and type(config.compression).__repr__ is object.__repr__:
+        raise UsageError(
+            f"{type(config.compression).__name__} could not be told from another when the memory "
+            f"is opened again: give it a __repr__ that names its settings, as a dataclass has"
+        )
     names = "precision", "block", "window", "max_tokens", "embedding_dim"
     return {
         **dataclasses.asdict(config.shape),

@@ -63,7 +63,8 @@ class DurableKV:
 
     Raises:
         StoreError: If there is something at ``path`` already, or it cannot be written.
-        UsageError: If ``disk`` has no room for window and log; says how much is needed.
+        UsageError: If ``disk`` has no room for window and log; says how much is needed. If a
+            compression has no ``repr`` of its own to be known again by.
 
     Example:
         >>> import tempfile
@@ -137,6 +138,14 @@ class DurableKV:
                 f"give at least {least}, or make window, max_tokens or log smaller"
             )
 
+    def _check_prompt(self, nbytes: int) -> None:
+        """Refuse a budget in RAM that the init prompt takes more than a quarter of."""
+        if 4 * nbytes > self.budget.bytes:
+            raise UsageError(
+                f"a budget of {self.budget.bytes} bytes in RAM has no room for an init prompt of "
+                f"{nbytes} bytes: give at least {4 * nbytes}"
+            )
+
     # ------------------------------------------------------------------ opening and closing
 
     @classmethod
@@ -172,7 +181,8 @@ class DurableKV:
         Raises:
             StoreError: If there is no memory, it is damaged, of another model or configuration, or
                 in use by another writer.
-            UsageError: If ``disk`` has no room for window and log.
+            UsageError: If ``disk`` has no room for window and log, or ``budget`` none for the init
+                prompt; says how much is needed.
         """
         given = {"budget": budget, "disk": disk}
         asked = {name: Budget.parse(size).bytes for name, size in given.items() if size is not None}
@@ -180,6 +190,8 @@ class DurableKV:
         try:
             self = cls.__new__(cls)
             settings = dict(store.config)
+            if "kv" not in settings:
+                raise StoreError(f"{path} is a memory of another kind: give that of a DurableKV")
             settings |= asked
             if identity is not None and dict(identity) != store.encoder:
                 raise StoreError(
@@ -190,6 +202,7 @@ class DurableKV:
             self._live_in(store, read_only)
             self._restore(salvage)
             if budget is not None:
+                self._check_prompt(self.memory.sinks.nbytes)
                 self.memory.set_budget(budget)
         except (KeyError, TypeError, ValueError) as error:
             store.close()
@@ -330,6 +343,7 @@ class DurableKV:
         kv = tensors["kv"]
         with self._lock:
             if "time" not in meta:
+                self._check_prompt(kv.nbytes)
                 self.memory.start(kv)
                 return WriteReport(nbytes=self.memory.nbytes)
             context: KVContext = {
