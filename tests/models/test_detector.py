@@ -322,6 +322,14 @@ def test_a_batch_has_one_frame_of_each_stream() -> None:
     assert detector.step_batch([], [], []) == [] and detector.streams == ()
 
 
+def test_a_detector_may_find_nothing_to_judge() -> None:
+    detector = make()
+    run(detector, range(2))
+    detector.adapter.run = lambda inputs, targets=None: torch.empty(1, 0, 4)
+    assert len(detector.step(picture(2), 2.0)) == 0
+    assert detector.memory().last == 2.0 and len(detector.memory()) > 0
+
+
 @pytest.mark.parametrize("pixels", [1, 10_000])
 def test_one_instance_and_ten_thousand(pixels: int) -> None:
     detector = make()

@@ -12,6 +12,7 @@ from tiny_detectors import DETECTORS, pictures, tiny_detector
 from torch import Tensor, nn
 
 from vismem.errors import UsageError
+from vismem.memory.feature import FeatureConfig
 from vismem.models.detector import MemoryDetector
 from vismem.models.detectors import FasterRCNNAdapter, RTDetrAdapter, adapter_of
 
@@ -243,7 +244,9 @@ def test_pictures_of_one_batch_may_have_any_number_of_proposals() -> None:
             ], losses
 
         model.rpn.forward = few
-        detector = MemoryDetector.wrap(model)
+        # Every row is kept: of rows that look the same, rounding would choose.
+        memory = FeatureConfig(1024, quota=30, alike=2.0)
+        detector = MemoryDetector.wrap(model, memory)
         random_weights(detector.enhancement)
         return detector
 
@@ -254,13 +257,13 @@ def test_pictures_of_one_batch_may_have_any_number_of_proposals() -> None:
         for frame, (stream, one), found in zip(frames, apart.items(), batch, strict=True):
             alone = one.step(frame, float(time), stream)
             assert np.allclose(found.scores, alone.scores, atol=1e-4)
-            ordered = [np.sort(boxes, axis=0) for boxes in (found.boxes, alone.boxes)]  # as to ties
-            assert np.allclose(*ordered, atol=1e-2)
             held, other = (d.memory(stream).snapshot() for d in (together, one))
             assert torch.equal(held.sources, other.sources)
             assert torch.allclose(held.scores, other.scores, atol=1e-5)
-            assert torch.allclose(held.boxes, other.boxes, atol=1e-5)
-    assert [len(together.memory(stream)) > 0 for stream in counts] == [True, False, True]
+            for pair in ((found.boxes, alone.boxes), (held.boxes.numpy(), other.boxes.numpy())):
+                ordered = [np.sort(boxes, axis=0) for boxes in pair]  # some have equal scores
+                assert np.allclose(*ordered, atol=1e-2)
+    assert [len(together.memory(stream)) for stream in counts] == [9, 0, 90]
 
 
 @DETRS

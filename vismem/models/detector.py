@@ -221,6 +221,9 @@ class MemoryDetector:
 
     def _write(self, memory: FeatureMemory, time: float, now: Forward, n: int) -> None:
         """Remember the surest instances of a picture of the batch."""
+        if not now.mask.numel():  # none in any picture, or the model did not even judge
+            memory.skip(time)
+            return
         numbers, good = now.best(self.config.max_tokens, self.min_score)
         rows = numbers[n][good[n]]
         if not len(rows):
