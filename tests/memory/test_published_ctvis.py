@@ -80,6 +80,15 @@ def test_what_was_seen_often_is_preferred() -> None:
     assert found == [[6], [5]]
 
 
+def test_what_is_unlikely_is_not_matched_because_it_was_seen_often() -> None:
+    tracker = PublishedTracker(PublishedTrackerConfig("cosine"))
+    for time in range(30):
+        tracker.bank.update([7], torch.ones(1), torch.tensor([Z]), time)
+    for number, look in ((5, X), (6, Y)):
+        tracker.bank.update([number], torch.ones(1), torch.tensor([look]), 30)
+    assert tracker._associate(torch.tensor([[0.65, 0.7, 0.28]])) == [6]
+
+
 def test_without_a_sure_query_the_best_one_is_taken_and_given_no_id() -> None:
     tracker = PublishedTracker(PublishedTrackerConfig())
     assert tracker.step(*frame((UNSURE, X), (UNSURE, Y))) == ([], [])
@@ -91,6 +100,9 @@ def test_doubles_go_by_their_masks() -> None:
     masks = torch.tensor([[1.0, 1, 1, -1], [1, 1, 1, 1], [-1, -1, -1, 1], [-1, -1, -1, -1]])
     assert without_doubles(masks[:, None], 0.6) == [0, 2, 3]
     assert without_doubles(masks[:, None], 0.8) == [0, 1, 2, 3]
+    row = torch.arange(9)
+    chain = torch.stack([(row >= 2 * n) & (row < 2 * n + 5) for n in range(3)]) * 2.0 - 1
+    assert without_doubles(chain[:, None], 0.4) == [0, 2]  # what is removed removes nothing
 
 
 def test_the_dead_are_forgotten_and_come_back_as_others() -> None:

@@ -118,6 +118,8 @@ def test_a_box_at_the_border_stops_as_published_or_is_clipped() -> None:
         cells_of_box(border, 16, (4, 10))
     clipped = cells_of_box(border, 16, (4, 10), clip=True)
     assert clipped.tolist() == [x + 10 * y for y in (1, 2, 3) for x in (6, 7, 8, 9)]
+    corner = torch.tensor([-40.0, -20.0, 20.0, 20.0])
+    assert cells_of_box(corner, 16, (4, 10), clip=True).tolist() == [0, 1, 10, 11]
     beside = torch.tensor([140.0, 0.0, 160.0, 10.0])  # a column too many: the next row as published
     assert cells_of_box(beside, 16, (4, 10)).tolist() == [8, 9, 10]
     assert cells_of_box(beside, 16, (4, 10), clip=True).tolist() == [8, 9]
@@ -154,6 +156,10 @@ def test_no_more_cells_of_a_box_than_allowed_and_none_twice() -> None:
     memory.write(PICTURE, torch.tensor([[0.0, 0, 100, 60]]), torch.tensor([0.9]))
     held = memory.objects.rows
     assert len(held) == len(held.unique(dim=0)) == 5
+    memory.reset()
+    memory.write(PICTURE, torch.tensor([[16.0, 0, 90, 10]]), torch.tensor([0.9]))
+    cells = PICTURE.flatten(1).T[[1, 2, 3, 4, 5]]
+    assert torch.equal(memory.objects.rows, cells)  # as many as allowed: nothing is drawn
 
 
 def test_a_box_that_stops_the_published_code_writes_nothing() -> None:
