@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TinyEncoder
 from tiny import tiny_family, tiny_model, tiny_tokenizer
+from tiny_encoder import TinyEncoder
 
 from vismem.cli import main
 from vismem.errors import SourceError, StoreError, UsageError
