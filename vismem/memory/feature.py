@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 Evict = Literal["score", "fifo", "random", "reservoir"]
-_FAINTEST = 2.0**-20  # a score of 0 has no logarithm
 
 
 @dataclass(frozen=True)
@@ -291,9 +290,7 @@ class FeatureMemory(Memory):
         count, config = len(rows["scores"]), self.config
         if config.evict == "score":
             # The logarithm of a score that halves with every half-life, up to what all rows share.
-            return rows["scores"].double().clamp_min(_FAINTEST).log2() + (
-                rows["times"] / config.half_life
-            )
+            return rows["scores"].double().log2() + rows["times"] / config.half_life
         if config.evict == "fifo":
             return rows["sources"].double()
         if config.evict == "reservoir":  # the largest of independent draws: a uniform sample
