@@ -58,6 +58,7 @@ class TestKVMemory(MemoryContract):
             "embedding NaN": {**good, "embedding": torch.full((3,), torch.nan)},
             "coords of another size": {**good, "coords": torch.zeros(3, 3, dtype=torch.int64)},
             "coords too large": {**good, "coords": torch.full((4, 3), 2**15)},
+            "coords without an abs": {**good, "coords": torch.full((4, 3), -(2**63))},
             "coords of floats": {**good, "coords": torch.zeros(4, 3)},
             "embedding beyond float16": {**good, "embedding": torch.full((3,), 1e6)},
             "companion without a name": {**good, "companion": {"": torch.ones(1)}},

@@ -140,8 +140,9 @@ def make_chunk(
         coords = torch.arange(count)[:, None].expand(-1, 3)
     if coords.shape != (count, 3) or coords.is_floating_point():
         raise ValueError(f"coords must be ({count}, 3) whole numbers, not {coords.shape}")
-    if coords.numel() and int(coords.abs().max()) >= 2**15:
-        raise ValueError(f"coords must be below {2**15}, not {int(coords.abs().max())}")
+    low, high = int(coords.min()), int(coords.max())  # the lowest whole number has no abs
+    if max(-low, high) >= 2**15:
+        raise ValueError(f"coords must be below {2**15}, not {max(-low, high)}")
     if embedding is None:
         if config.embedding_dim:
             raise ValueError(f"an embedding of ({config.embedding_dim},) is needed")
