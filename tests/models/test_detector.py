@@ -311,6 +311,19 @@ def test_features_that_no_memory_can_hold_are_refused(broken: float) -> None:
     assert equal(detector.state_dict(), before)
 
 
+@pytest.mark.parametrize("part", ["judge", "enhancement"])
+def test_broken_weights_are_refused_before_anything_is_written(part: str) -> None:
+    detector = make()
+    run(detector, range(3))
+    before = detector.state_dict()
+    broken = detector.enhancement.output if part == "enhancement" else detector.adapter.model.judge
+    broken.bias.data[:] = torch.nan
+    for streams in (("camera", "new"), ("new", "camera")):
+        with pytest.raises(ValueError, match="finite"):
+            detector.step_batch([picture(3), picture(4)], [3.0, 3.0], streams)
+    assert detector.streams == ("camera",) and equal(detector.state_dict(), before)
+
+
 def test_a_batch_has_one_frame_of_each_stream() -> None:
     detector = make()
     one = picture()

@@ -172,15 +172,17 @@ class MemoryDetector:
         now = Forward(self._keys(memories, times, streams))
         with evaluating(self.adapter.model), evaluating(self.enhancement):
             outputs = self._run(now, self.adapter.prepare(pictures))
-        self._memories.update(zip(streams, memories, strict=True))
+        sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+        found = [
+            self._detections(*one, time, stream)
+            for one, time, stream in zip(
+                self.adapter.found(outputs, sizes), times, streams, strict=True
+            )
+        ]
+        self._memories.update(zip(streams, memories, strict=True))  # from here on nothing fails
         for n, (memory, time) in enumerate(zip(memories, times, strict=True)):
             self._write(memory, time, now, n)
-        sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
-        found = self.adapter.found(outputs, sizes)
-        return [
-            self._detections(*one, time, stream)
-            for one, time, stream in zip(found, times, streams, strict=True)
-        ]
+        return found
 
     def _memory_at(self, stream: str, time: float) -> FeatureMemory:
         """The stream's memory, or a new one; refused before anything is done if time goes back."""
@@ -261,14 +263,15 @@ class MemoryDetector:
         (features,) = arguments
         now.boxes, now.mask = self.adapter.boxes()
         now.tokens = self.adapter.spread(features, now.mask)
-        if not (now.tokens.detach().abs() <= MOST).all() or not now.boxes.isfinite().all():
-            raise ValueError(
-                "the detector's features or boxes are not finite, or beyond float16: the picture "
-                "or its weights are broken; nothing was remembered"
-            )
         with torch.no_grad():
             judged = self.adapter.class_layer.forward(now.tokens.detach())
             now.scores, now.labels = self.adapter.confidence(judged)
+        small = (now.tokens.detach().abs() <= MOST).all()
+        if not small or not now.boxes.isfinite().all() or not now.scores.isfinite().all():
+            raise ValueError(
+                "the detector's features, boxes or scores are not finite, or beyond float16: the "
+                "picture or its weights are broken; nothing was remembered"
+            )
         if now.keys is None:
             return None
         x = now.tokens.to(self.enhancement.key.weight.dtype)
@@ -281,6 +284,10 @@ class MemoryDetector:
             ages=now.keys.ages,
             mask=now.keys.mask,
         )
+        if not enhanced.isfinite().all():
+            raise ValueError(
+                "enhanced features are not finite: the enhancement's weights are broken"
+            )
         return (self.adapter.gather(enhanced.to(features.dtype), now.mask, features),)
 
     # ------------------------------------------------------------------ training
