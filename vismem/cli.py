@@ -1,4 +1,4 @@
-"""The command line: ``vismem run | ask | inspect | export | forget | info | bench``.
+"""The command line: ``vismem run | ask | detect | inspect | export | forget | info | bench``.
 
 Heavy imports stay inside the verbs, so that ``vismem --help`` is instant. Exit codes: 0; 2 wrong
 usage; 3 the source is missing, unreachable or unreadable; 4 the store is damaged or unknown.
@@ -91,6 +91,28 @@ class Ask:
 
 
 @dataclass
+class Detect:
+    """Find the people in every frame of a source; more often, and by id, with --memory."""
+
+    source: Positional[str]
+    """File, folder, bag, webcam number or rtsp:// or http:// address."""
+    memory: bool = False
+    """Let what was seen before help: ids, and boxes that one frame alone is not sure of."""
+    out: Path | None = None
+    """File to write; standard output by default."""
+    format: Literal["jsonl", "coco", "video"] = "jsonl"
+    """A line of JSON a frame, results as the COCO evaluation takes them, or an annotated video."""
+    fps: float | None = None
+    """Frames a second to look at; every frame by default."""
+    threshold: float = 0.5
+    """Score from which one frame alone is enough."""
+    seconds: float | None = None
+    """Stop after this much time of the stream."""
+    threads: int = 1
+    """Threads a picture is looked at with."""
+
+
+@dataclass
 class Inspect:
     """Show what a memory holds; check every byte of it with --verify."""
 
@@ -154,6 +176,7 @@ class Bench:
 _VERBS: dict[str, type] = {
     "run": Run,
     "ask": Ask,
+    "detect": Detect,
     "inspect": Inspect,
     "export": Export,
     "forget": Forget,
@@ -163,6 +186,7 @@ _VERBS: dict[str, type] = {
 _Verb = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Ask, tyro.conf.subcommand("ask")]
+    | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Forget, tyro.conf.subcommand("forget")]
@@ -436,6 +460,56 @@ def _ask(verb: Ask) -> int:
     return 0
 
 
+def _detect(verb: Detect) -> int:
+    import torch
+
+    from vismem.heads.detect import DetectConfig, Detector
+    from vismem.heads.detections_out import open_detections
+    from vismem.streams import open_stream
+
+    if verb.threads < 1:
+        raise UsageError(f"--threads is 1 or more, not {verb.threads}")
+    torch.set_num_threads(verb.threads)
+    detector = Detector(memory=verb.memory, config=DetectConfig(threshold=verb.threshold))
+    frames = found = refused = 0
+    people: set[int] = set()
+    stopped = ""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        open_stream(verb.source, fps=verb.fps) as stream,
+        open_detections(verb.format, verb.out) as write,
+    ):
+        first, began = None, time.monotonic()
+        try:
+            for frame in stream:
+                first = frame.timestamp if first is None else first
+                if verb.seconds is not None and frame.timestamp - first >= verb.seconds:
+                    break
+                try:
+                    boxes = detector.step(frame)
+                except ValueError:
+                    refused += 1
+                    continue
+                write(frame, boxes)
+                frames, found = frames + 1, found + (len(boxes) > 0)
+                people.update([] if boxes.ids is None else boxes.ids.tolist())
+        except KeyboardInterrupt:
+            stopped = "; stopped"
+        rate = frames / max(time.monotonic() - began, 1e-9)
+    who = f", {len(people - {-1})} different" if verb.memory else ""
+    print(
+        f"{frames} frames, {found} with somebody{who}; {rate:.1f} frames a second{stopped}",
+        file=sys.stderr,
+    )
+    counts = {"dropped": stream.stats.dropped, "late": stream.stats.late, "refused": refused}
+    told = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if told:
+        print(f"left out: {told}", file=sys.stderr)
+    for problem in stream.stats.problems:
+        print(f"note: {problem}", file=sys.stderr)
+    return 0
+
+
 def _inspect(verb: Inspect) -> int:
     from vismem.export import export_picture, summary
     from vismem.model_memory import model_stores
@@ -521,6 +595,7 @@ def _bench(verb: Bench) -> int:
 _HANDLERS: dict[type, Callable[[Any], int]] = {
     Run: _run,
     Ask: _ask,
+    Detect: _detect,
     Inspect: _inspect,
     Export: _export,
     Forget: _forget,

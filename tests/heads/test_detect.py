@@ -1,0 +1,200 @@
+"""People found by a detector with a memory, on scripted proposals and looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vismem.encoders.person import PersonDetector
+from vismem.errors import UsageError
+from vismem.frame import Frame
+from vismem.heads.detect import PERSON, DetectConfig, Detector, person_looks
+
+PLACE = (0.4, 0.1, 0.6, 0.9)
+ELSEWHERE = (0.7, 0.1, 0.9, 0.9)
+ANN, BOB = np.eye(8)[:2]
+Sight = tuple[tuple[float, ...], float, np.ndarray]  # box, score, look
+
+
+class Script:
+    """Plays frames of given sights: what is proposed, and what each box looks like."""
+
+    def __init__(self, **options):
+        self.now: list[Sight] = []
+        config = DetectConfig(**options)
+        self.single = Detector(config=config, propose=self.propose)
+        self.memory = Detector(memory=True, config=config, propose=self.propose, look=self.look)
+
+    def propose(self, image: np.ndarray, least: float) -> tuple[Tensor, Tensor]:
+        some = [sight for sight in self.now if sight[1] >= least]
+        boxes = torch.tensor([box for box, _, _ in some], dtype=torch.float32).reshape(-1, 4)
+        return boxes, torch.tensor([score for _, score, _ in some], dtype=torch.float32)
+
+    def look(self, image: np.ndarray, boxes: Tensor) -> Tensor:
+        near = [
+            min(self.now, key=lambda s: np.abs(np.array(s[0]) - b).sum()) for b in boxes.numpy()
+        ]
+        looks = np.stack([look for _, _, look in near]) if near else np.zeros((0, 8))
+        return torch.from_numpy(looks).float()
+
+    def __call__(self, time: float, *sights: Sight, stream: str = "camera"):
+        self.now = list(sights)
+        return self.memory.step(Frame(np.zeros((10, 20, 3), np.uint8), time, stream))
+
+
+def ids(found) -> list[int]:
+    return found.ids.tolist()
+
+
+def test_without_a_memory_only_sure_boxes_count():
+    play = Script()
+    play.now = [(PLACE, 0.8, ANN), (ELSEWHERE, 0.3, BOB)]
+    found = play.single.step(Frame(np.zeros((10, 20, 3), np.uint8), 2.0, "door"))
+    assert found.ids is None and found.labels.tolist() == [PERSON]
+    assert found.boxes.tolist() == [pytest.approx([8.0, 1.0, 12.0, 9.0])]
+    assert (found.time, found.stream) == (2.0, "door") and play.single.streams == ()
+
+
+def test_somebody_seen_with_certainty_is_found_again_at_a_low_score():
+    play = Script()
+    assert ids(play(0.0, (PLACE, 0.8, ANN))) == [0]
+    found = play(0.5, (PLACE, 0.2, ANN))
+    assert ids(found) == [0]
+    assert found.scores[0] == pytest.approx(0.5)  # the mean along the track
+
+
+@pytest.mark.parametrize(
+    "sight",
+    [(PLACE, 0.2, BOB), (PLACE, 0.05, ANN), (ELSEWHERE, 0.2, 0.7 * ANN + 0.7 * BOB)],
+    ids=["another look", "too weak", "another place and only a little alike"],
+)
+def test_a_weak_box_without_support_is_not_found(sight):
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN))
+    assert len(play(0.5, sight)) == 0
+
+
+def test_a_little_alike_is_enough_only_where_and_while_a_track_goes_on():
+    turned = 0.75 * ANN + 0.66 * BOB
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN))
+    assert ids(play(1.0, (PLACE, 0.2, turned))) == [0]
+    assert len(play(9.0, (PLACE, 0.2, turned))) == 0
+
+
+def test_a_mistake_does_not_feed_on_itself():
+    """Looks drift by steps, each alike the one before; only sure sights may vouch."""
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN))
+    angles = np.linspace(0, np.pi / 2, 12)
+    found = [
+        len(play(0.2 * n, (PLACE, 0.2, np.cos(a) * ANN + np.sin(a) * BOB)))
+        for n, a in enumerate(angles, 1)
+    ]
+    assert found == sorted(found, reverse=True) and found[0] == 1 and found[-1] == 0
+
+
+def test_who_comes_back_after_a_gap_has_the_same_id_though_the_box_is_weak():
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN), (ELSEWHERE, 0.9, BOB))
+    for second in range(1, 60):
+        assert len(play(float(second))) == 0
+    assert ids(play(60.0, (ELSEWHERE, 0.2, ANN))) == [1]
+    assert ids(play(61.0, (PLACE, 0.9, BOB))) == [0]
+
+
+def test_a_weak_part_of_a_surer_box_is_the_same_person():
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN))
+    part = (0.4, 0.1, 0.55, 0.6)
+    assert len(play(0.5, (PLACE, 0.8, ANN), (part, 0.3, ANN))) == 1
+
+
+def test_streams_are_apart_and_a_reset_forgets():
+    play = Script()
+    play(5.0, (PLACE, 0.8, ANN), stream="a")
+    assert len(play(1.0, (PLACE, 0.2, ANN), stream="b")) == 0
+    assert ids(play(1.5, (PLACE, 0.8, BOB), stream="b")) == [0]
+    assert ids(play(6.0, (PLACE, 0.2, ANN), stream="a")) == [0]
+    with pytest.raises(ValueError, match="backwards"):
+        play(0.0, (PLACE, 0.8, ANN), stream="a")
+    play.memory.reset("a")
+    assert play.memory.streams == ("b",)
+    assert len(play(0.0, (PLACE, 0.2, ANN), stream="a")) == 0
+    play.memory.reset()
+    assert play.memory.streams == () and play.memory.nbytes == 0
+
+
+def test_ten_thousand_boxes_stay_found_and_memory_stays_bounded():
+    places = [(n / 20000, 0.1, n / 20000 + 0.001, 0.9) for n in range(10_000)]
+    detector = Detector(
+        memory=True,
+        config=DetectConfig(most=16, budget="20kB", identities=8),
+        propose=lambda image, least: (torch.tensor(places), torch.linspace(0, 1, 10_000)),
+        look=lambda image, boxes: torch.ones(len(boxes), 8),
+    )
+    for time in range(3):
+        found = detector.step(Frame(np.zeros((10, 20, 3), np.uint8), float(time)))
+        assert len(found) == 5_000 and (np.diff(found.scores) <= 0).all()
+        assert len(set(found.ids[found.ids >= 0])) == (found.ids >= 0).sum() <= 8
+    assert detector.nbytes < 30_000
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from([PLACE, ELSEWHERE, (0.1, 0.1, 0.3, 0.9), (0.35, 0.1, 0.6, 0.8)]),
+                st.sampled_from([0.05, 0.15, 0.4, 0.6, 0.9]),
+                st.sampled_from([ANN, BOB, 0.8 * ANN + 0.6 * BOB]),
+            ),
+            max_size=4,
+            unique_by=lambda sight: sight[0],
+        ),
+        max_size=8,
+    )
+)
+def test_never_invents_never_loses_and_looks_only_back(frames):
+    play, again = Script(), Script()
+    for time, sights in enumerate(frames):
+        found = play(float(time), *sights)
+        image = np.zeros((10, 20, 3), np.uint8)
+        play.single._propose.__self__.now = list(sights)
+        alone = play.single.step(Frame(image, float(time)))
+        proposed = {tuple(np.float32(s[0]) * np.float32([20, 10, 20, 10])) for s in sights}
+        boxes = {tuple(box) for box in found.boxes}
+        assert {tuple(box) for box in alone.boxes} <= boxes <= proposed
+        known = found.ids[found.ids >= 0].tolist()
+        assert len(set(known)) == len(known) and len(found) <= len(sights)
+        # Another run that ends here gives the same: deterministic, and nothing from later.
+        same = again(float(time), *sights)
+        assert same.to_json() == found.to_json()
+
+
+def test_a_picture_of_one_pixel_and_boxes_without_area():
+    detector = Detector(memory=True)
+    for n, shape in enumerate([(1, 1, 3), (1, 40, 3), (40, 1, 3)]):
+        assert len(detector.step(Frame(np.full(shape, 90, np.uint8), float(n)))) == 0
+    boxes = torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]])
+    looks = person_looks()(np.full((1, 1, 3), 90, np.uint8), boxes)
+    assert looks.shape == (3, 320) and torch.isfinite(looks).all()
+    assert person_looks()(np.zeros((4, 4, 3), np.uint8), boxes[:0]).shape == (0, 320)
+
+
+def test_settings_out_of_range_are_refused():
+    for options in ({"threshold": 0.0}, {"threshold": 1.5}, {"weak": -1.0}, {"most": 0}):
+        with pytest.raises(UsageError):
+            DetectConfig(**options)
+
+
+def test_the_person_detector_proposes_by_default():
+    image = np.zeros((64, 96, 3), np.uint8)
+    image[:, ::2] = 255
+    boxes, scores = PersonDetector().detect(image, tiles=(1, 2), threshold=0.5)
+    found = Detector().step(Frame(image, 0.0))
+    assert len(found) == len(scores) == len(boxes)

@@ -1,0 +1,116 @@
+"""Detections drawn into pictures, and a video of them."""
+
+from __future__ import annotations
+
+import colorsys
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+
+import av
+import cv2
+import numpy as np
+
+from vismem.detections import Detections
+from vismem.errors import StoreError
+from vismem.frame import Frame
+
+__all__ = ["BoxVideo", "draw_boxes"]
+
+GOLDEN = 0.618034  # turns of the colour wheel from one id to the next: no two near ones look alike
+
+
+def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
+    """Draw every box with its id and score, in the colour of its id; white without one.
+
+    Args:
+        image: Picture, ``(H, W, 3)`` uint8 RGB; it is not changed.
+        found: What was found in it.
+
+    Returns:
+        A picture of the same size.
+
+    Example:
+        >>> found = Detections(np.array([[2, 2, 20, 30]]), np.array([0.9]), np.array([1]))
+        >>> draw_boxes(np.zeros((40, 40, 3), np.uint8), found).max()
+        np.uint8(255)
+    """
+    drawn = np.ascontiguousarray(image).copy()
+    thick = max(1, round(max(image.shape[:2]) / 400))
+    ids = [-1] * len(found) if found.ids is None else found.ids.tolist()
+    for box, score, who in zip(found.boxes.round().tolist(), found.scores, ids, strict=True):
+        hue = colorsys.hsv_to_rgb(who * GOLDEN % 1.0, 0.8, 1.0) if who >= 0 else (1.0, 1.0, 1.0)
+        color = tuple(round(255 * part) for part in hue)
+        left, top, right, bottom = (int(side) for side in box)
+        cv2.rectangle(drawn, (left, top), (right, bottom), color, thick)
+        text = f"{who}: {score:.2f}" if who >= 0 else f"{score:.2f}"
+        place = (left + 2 * thick, top + 14 * thick)
+        cv2.putText(drawn, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4 * thick, color, thick)
+    return drawn
+
+
+class BoxVideo:
+    """A video of frames with their boxes, at the frames' own times.
+
+    Args:
+        path: File to write; its ending says the container, such as ``.mp4`` or ``.mkv``.
+
+    Raises:
+        StoreError: If it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size: tuple[int, int] | None = None
+        self._first, self._last = 0.0, -1
+        try:
+            self._file = av.open(str(path), "w")
+            self._stream = self._file.add_stream("libx264", options={"crf": "23"})
+        except (OSError, ValueError) as error:
+            raise StoreError(
+                f"{path} cannot be written ({error}); choose another, such as boxes.mp4"
+            ) from error
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, 1000)
+
+    def write(self, frame: Frame, found: Detections) -> None:
+        """Add a frame; one of another size than the first is made to fit.
+
+        Raises:
+            StoreError: If the disk is full.
+        """
+        if self._size is None:
+            # Colour is stored for every other pixel: sides have to be even.
+            self._size = (max(2, frame.width // 2 * 2), max(2, frame.height // 2 * 2))
+            self._stream.width, self._stream.height = self._size
+            self._first = frame.timestamp
+        drawn = draw_boxes(frame.image, found)
+        if drawn.shape[1::-1] != self._size:
+            drawn = cv2.resize(drawn, self._size, interpolation=cv2.INTER_AREA)
+        picture = av.VideoFrame.from_ndarray(drawn, format="rgb24")
+        self._last = max(self._last + 1, round((frame.timestamp - self._first) * 1000))
+        picture.pts, picture.time_base = self._last, Fraction(1, 1000)
+        self._mux(picture)
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        try:
+            self._file.mux(self._stream.encode(picture))
+        except OSError as error:
+            raise StoreError(f"{self._path} cannot be written ({error.strerror})") from error
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._size is not None:
+            self._mux(None)
+        self._file.close()
+
+    def __enter__(self) -> BoxVideo:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
