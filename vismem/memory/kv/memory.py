@@ -49,6 +49,7 @@ class KVMemory(Memory):
         companion: Small tensors that whoever writes needs to go on from here, kept with the state.
 
     Example:
+        >>> from vismem.memory.kv.shape import KVShape
         >>> config = KVConfig(KVShape(2, 2, 1, 4), torch.float32, "model", block=3, window=6)
         >>> memory = KVMemory(config, "1MB")
         >>> for time in range(4):
