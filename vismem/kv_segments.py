@@ -114,7 +114,7 @@ class KVSegments:
 
     # ------------------------------------------------------------------ writing
 
-    def commit(self, more: int, erase: bool) -> tuple[set[int], CommitReport]:
+    def commit(self, more: int, erase: bool, room: int) -> tuple[set[int], CommitReport]:
         """Seal the memory as it is, the oldest segments left out where there is no room for them.
 
         The memory does not change: drop what was left out, then call `hand_over`.
@@ -123,6 +123,7 @@ class KVSegments:
             more: Bytes beside the usual that the next write brings.
             erase: Whether a segment is written again where blocks of it are gone; else it stays as
                 long as one of them is held.
+            room: Bytes to leave free beside the usual.
 
         Returns:
             Numbers of the blocks that were left out, and the store's report.
@@ -151,7 +152,7 @@ class KVSegments:
             some = fresh[max(0, end - cycle) : end]
             inside = [block.number for block in some]
             parts[_name(inside)], numbers[_name(inside)] = self._data(some), inside
-        out = self._without(numbers, more)
+        out = self._without(numbers, more, room)
         gone = {number for name in out for number in numbers[name]} & held.keys()
         state = self._memory.working_state()
         state["blocks"] = torch.tensor([n for n in held if n not in gone], dtype=torch.int64)
@@ -166,10 +167,10 @@ class KVSegments:
         records = [block.packed.numpy().data for block in blocks]
         return SegmentData(columns, records, blocks[0].first, blocks[-1].last)
 
-    def _without(self, segments: Mapping[str, Sequence[int]], more: int) -> set[str]:
+    def _without(self, segments: Mapping[str, Sequence[int]], more: int, room: int) -> set[str]:
         """Which of the oldest segments must go, so that all fits until the next seal is done."""
         sizes, cycle, beside = self._sizes, self._sizes.cycle, self.beside(more)
-        disk = self._disk - ASIDE - sizes.log - more - sizes.segment(cycle)
+        disk = self._disk - ASIDE - sizes.log - more - sizes.segment(cycle) - room
         disk -= 2 * sizes.state(cycle, beside)
         index = INDEX_SHARE * self._memory.budget.bytes
         # 8 bytes of a block are in the state, before and after.

@@ -388,12 +388,12 @@ class DurableKV:
         self._check_writable()
         return self._seal()
 
-    def _seal(self, more: int = 0) -> int:
-        """Seal; ``more`` are bytes beside the usual that the next write brings."""
+    def _seal(self, more: int = 0, room: int = 0) -> int:
+        """Seal; ``more`` bytes beside the usual come with the next write, ``room`` stay free."""
         with self._lock:
             self._segments.hand_over()  # of a seal that was interrupted
         try:
-            gone, report = self._segments.commit(more, erase=self._due)
+            gone, report = self._segments.commit(more, self._due, room)
         except StoreError:
             with self._lock:
                 self._segments.hand_over()  # where it failed when all was in its place
@@ -424,7 +424,7 @@ class DurableKV:
         if (again := self._segments.again(start, end)) and (
             self._peak(again, 0, 0) > self.disk.bytes
         ):
-            self._seal(again)  # gives up the oldest, so that the rest can be written again
+            self._seal(room=again)  # gives up the oldest, so that the rest can be written again
         with self._lock:
             gone = self.memory.forget(start, end)
         self._due = True

@@ -151,10 +151,12 @@ def make_chunk(
         raise ValueError(f"an embedding is ({config.embedding_dim},) finite numbers of float16")
     if saliency is None or config.compression is None:
         saliency = torch.empty(0)
-    elif saliency.shape != (config.shape.layers, count) or not saliency.isfinite().all():
+    elif saliency.shape != (config.shape.layers, count) or not saliency.float().isfinite().all():
         raise ValueError(f"saliency is ({config.shape.layers}, {count}) finite numbers")
     if companion and not all(name and "," not in name for name in companion):
         raise ValueError(f"names of a companion have no comma, not {sorted(companion)}")
+    if companion and not all(isinstance(value, Tensor) for value in companion.values()):
+        raise ValueError("a companion is tensors by name; make tensors of its values")
     return Chunk(
         held,
         time,
