@@ -226,10 +226,10 @@ class FeatureMemory(Memory):
         boxes: Tensor | None,
         labels: Tensor | None,
     ) -> Rows:
-        """Copies of what a write brings, as columns; see `write`."""
+        """What a write brings, as columns; see `write`."""
         self._check(tokens, time)
         count = len(tokens)
-        halves = tokens.detach().to("cpu", torch.float16, copy=True)
+        halves = tokens.detach().to("cpu", torch.float16)
         if not torch.isfinite(halves).all():
             raise ValueError("tokens must be within ±65504, the range of float16")
         scores = torch.ones(count) if scores is None else scores
@@ -241,8 +241,8 @@ class FeatureMemory(Memory):
                 raise ValueError(f"{name} must be {shape}, not {tuple(values.shape)}")
         if labels.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
             raise ValueError(f"labels must be whole numbers, not {labels.dtype}")
-        scores = scores.detach().to("cpu", torch.float32, copy=True)
-        boxes = boxes.detach().to("cpu", torch.float32, copy=True)
+        scores = scores.detach().to("cpu", torch.float32)
+        boxes = boxes.detach().to("cpu", torch.float32)
         if not ((scores >= 0) & (scores <= 1)).all():
             raise ValueError("scores must be from 0 to 1")
         if not ((boxes >= -1) & (boxes <= 2)).all() or not (boxes[:, :2] <= boxes[:, 2:]).all():
@@ -252,7 +252,7 @@ class FeatureMemory(Memory):
             "times": torch.full((count,), time, dtype=torch.float64),
             "scores": scores,
             "boxes": boxes,
-            "labels": labels.detach().to("cpu", torch.int64, copy=True),
+            "labels": labels.detach().to("cpu", torch.int64),
             "sources": torch.full((count,), self._writes),
         }
 
