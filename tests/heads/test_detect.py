@@ -107,11 +107,36 @@ def test_who_comes_back_after_a_gap_has_the_same_id_though_the_box_is_weak():
     assert ids(play(61.0, (PLACE, 0.9, BOB))) == [0]
 
 
-def test_a_weak_part_of_a_surer_box_is_the_same_person():
+def test_of_two_weak_boxes_that_look_like_one_person_only_one_is_found():
     play = Script()
     play(0.0, (PLACE, 0.8, ANN))
+    found = play(0.5, (ELSEWHERE, 0.3, ANN), (PLACE, 0.2, ANN))
+    assert ids(found) == [0] and found.boxes[0, 0] == pytest.approx(8.0)
+
+
+def test_a_weak_part_of_a_surer_box_is_the_same_person():
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN), (ELSEWHERE, 0.8, BOB))
     part = (0.4, 0.1, 0.55, 0.6)
-    assert len(play(0.5, (PLACE, 0.8, ANN), (part, 0.3, ANN))) == 1
+    for look in (ANN, BOB):
+        assert len(play(0.5, (PLACE, 0.8, ANN), (part, 0.3, look))) == 1
+
+
+def test_where_a_track_goes_on_only_the_look_of_that_person_counts():
+    play = Script()
+    play(0.0, (PLACE, 0.8, ANN), (ELSEWHERE, 0.8, BOB))
+    like_bob = 0.75 * BOB + 0.66 * np.eye(8)[2]
+    assert len(play(0.5, (PLACE, 0.3, like_bob))) == 0
+    assert ids(play(0.5, (ELSEWHERE, 0.3, like_bob))) == [1]
+
+
+def test_a_sure_part_of_a_surer_box_stays_but_is_nobody_new():
+    play = Script()
+    part = (0.4, 0.1, 0.55, 0.6)
+    assert ids(play(0.0, (PLACE, 0.8, ANN), (part, 0.6, BOB))) == [0, -1]
+    play(1.0, (PLACE, 0.8, ANN), (ELSEWHERE, 0.8, BOB))
+    # Somebody known who is half hidden keeps the id.
+    assert ids(play(2.0, (PLACE, 0.8, ANN), (part, 0.6, BOB))) == [0, 1]
 
 
 def test_streams_are_apart_and_a_reset_forgets():

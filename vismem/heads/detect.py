@@ -199,8 +199,10 @@ class _Seen:
             Rows that are accepted ``(K,)``, their ids ``(K,)`` and the mean score of each track.
         """
         sure = scores >= self.config.threshold
-        rows = self._without_parts(boxes, sure, sure | self._supported(looks, boxes, time))
-        ids = self.identities.update(looks[rows], time, boxes=boxes[rows], scores=scores[rows])
+        wanted = sure | self._supported(looks, boxes, time)
+        rows, parts = self._without_parts(boxes, sure, wanted)
+        births = scores[rows].masked_fill(parts, 0.0)  # part of a person is nobody new
+        ids = self.identities.update(looks[rows], time, boxes=boxes[rows], scores=births)
         accepted = sure[rows] | (ids >= 0)
         rows, ids = rows[accepted], ids[accepted]
         certain = sure[rows] & (ids >= 0)
@@ -226,18 +228,25 @@ class _Seen:
         goes_on = near & (time - last <= config.gap) & (likeness >= config.alike)
         return (goes_on | (likeness >= config.known)).any(1)
 
-    def _without_parts(self, boxes: Tensor, sure: Tensor, wanted: Tensor) -> Tensor:
-        """Rows that are wanted, without weak boxes of a person who has a surer one already."""
+    def _without_parts(self, boxes: Tensor, sure: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows that are wanted, without weak boxes of a person who has a surer one already.
+
+        Returns:
+            The rows ``(K,)``, and which of them, although sure, are such boxes, ``(K,)`` bool.
+        """
         low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
         high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         shared = (high - low).clamp_min(0).prod(-1)
         same = shared > self.config.share * torch.minimum(areas[:, None], areas)
         taken: list[int] = []
+        parts: list[bool] = []
         for row in torch.nonzero(wanted)[:, 0].tolist():  # surest first
-            if sure[row] or not same[row, taken].any():
+            part = bool(same[row, taken].any())
+            if sure[row] or not part:
                 taken.append(row)
-        return torch.tensor(taken, dtype=torch.int64)
+                parts.append(part)
+        return torch.tensor(taken, dtype=torch.int64), torch.tensor(parts, dtype=torch.bool)
 
     def _means(self, ids: Tensor, scores: Tensor) -> Tensor:
         """Mean of the scores along each track up to now; 0 for a box without an id."""
