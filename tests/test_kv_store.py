@@ -24,8 +24,8 @@ from torch import Tensor
 
 import vismem
 from vismem.errors import StoreError, UsageError
-from vismem.kv_disk import DiskSizes
 from vismem.kv_store import DurableKV
+from vismem.kv_store.sizes import DiskSizes
 from vismem.memory.kv.compress import Compressed, Keep
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.memory import KVMemory
@@ -214,7 +214,7 @@ def test_two_directories_of_one_stream_seal_at_the_same_writes(
 ) -> None:
     logs = []
     for chance in (lambda bits: 5, lambda bits: 2**bits - 1):
-        monkeypatch.setattr("vismem.kv_store.secrets.randbits", chance)
+        monkeypatch.setattr("vismem.kv_store.durable.secrets.randbits", chance)
         with begin(tmp_path / str(len(logs)), log=100_000) as memory:
             fill(memory, range(10))
             logs.append(memory._store.nbytes["tail"])

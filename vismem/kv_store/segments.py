@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vismem.kv_disk import ASIDE, ENTRY, DiskSizes
+from vismem.kv_store.sizes import ASIDE, ENTRY, DiskSizes
 from vismem.memory.kv.block import Block
 from vismem.memory.kv.memory import KVMemory
 from vismem.store import CommitReport, MemoryStore, SegmentData, SegmentFile

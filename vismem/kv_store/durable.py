@@ -24,8 +24,8 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from vismem.errors import StoreError, UsageError
-from vismem.kv_disk import DiskSizes, as_stored, facts
-from vismem.kv_segments import KVSegments
+from vismem.kv_store.segments import KVSegments
+from vismem.kv_store.sizes import DiskSizes, as_stored, facts
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.kv.block import Block
 from vismem.memory.kv.config import KVConfig
