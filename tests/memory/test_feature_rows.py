@@ -61,6 +61,15 @@ def test_a_snapshot_read_late_shows_what_was_held() -> None:
     assert len(whole) == 4 and whole.times.tolist() == [0.0] * 4
 
 
+def test_a_part_of_a_snapshot_holds_what_it_shows() -> None:
+    memory = memory_of(4, evict="fifo")
+    write(memory, 0.0, [0.5] * 4)
+    part = memory.snapshot().keys(2, "recent")  # the whole is held by nobody else
+    gc.collect()
+    write(memory, 1.0, [0.5] * 4)
+    assert part.times.tolist() == [0.0, 0.0]
+
+
 def test_rows_are_copied_only_for_snapshots_in_use() -> None:
     memory = memory_of(6, evict="fifo")
     write(memory, 0.0, [0.5] * 6)
@@ -124,6 +133,8 @@ def test_reading_by_a_query() -> None:
     assert recall.scores.tolist() == pytest.approx([0.5**0.5] * 2, abs=1e-6)
     assert recall.positions is not None
     assert recall.positions.tolist() == [pytest.approx([0.2, 0.25]), pytest.approx([0.3, 0.25])]
+    slanted = memory.read(axes(0)[0] + 0.5 * axes(1)[0], k=2)
+    assert slanted.times.tolist() == [0, 1] and slanted.scores[0] > slanted.scores[1] > 0
     assert memory.read(axes(2)[0], k=1, before=1.5).times.tolist() != [2]
     assert memory.read(k=2, before=1.5).times.tolist() == [0, 1]
     assert len(memory.read(axes(0)[0], k=0).tokens) == 0
