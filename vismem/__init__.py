@@ -15,12 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vismem.detections import Detections
     from vismem.encoders import load_encoder
     from vismem.errors import SourceError, StoreError, UsageError, VismemError
     from vismem.frame import Frame
     from vismem.heads.answer import Answer, Moment
     from vismem.memory.base import Budget, Memory, Recall
     from vismem.memory.episodic import EpisodicConfig, EpisodicMemory
+    from vismem.model_memory import ModelSettings
+    from vismem.models.detector import MemoryDetector
+    from vismem.models.video_llm import VideoLLM
     from vismem.pipeline import VisualMemory
     from vismem.streams import Stream, open_stream
 
@@ -30,16 +34,20 @@ __version__ = "0.1.0"
 _HOMES = {
     "Answer": "vismem.heads.answer",
     "Budget": "vismem.memory.base",
+    "Detections": "vismem.detections",
     "EpisodicConfig": "vismem.memory.episodic",
     "EpisodicMemory": "vismem.memory.episodic",
     "Frame": "vismem.frame",
     "Memory": "vismem.memory.base",
+    "MemoryDetector": "vismem.models.detector",
+    "ModelSettings": "vismem.model_memory",
     "Moment": "vismem.heads.answer",
     "Recall": "vismem.memory.base",
     "SourceError": "vismem.errors",
     "StoreError": "vismem.errors",
     "Stream": "vismem.streams",
     "UsageError": "vismem.errors",
+    "VideoLLM": "vismem.models.video_llm",
     "VismemError": "vismem.errors",
     "VisualMemory": "vismem.pipeline",
     "load_encoder": "vismem.encoders",
@@ -49,16 +57,20 @@ _HOMES = {
 __all__ = [
     "Answer",
     "Budget",
+    "Detections",
     "EpisodicConfig",
     "EpisodicMemory",
     "Frame",
     "Memory",
+    "MemoryDetector",
+    "ModelSettings",
     "Moment",
     "Recall",
     "SourceError",
     "StoreError",
     "Stream",
     "UsageError",
+    "VideoLLM",
     "VismemError",
     "VisualMemory",
     "load_encoder",
