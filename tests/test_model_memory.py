@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tiny import tiny_family, tiny_model, tiny_tokenizer
 from tiny_encoder import TinyEncoder
 
@@ -20,6 +22,7 @@ from vismem.kv_store import DurableKV
 from vismem.model_memory import ModelSettings
 from vismem.models.video_llm import VideoLLM
 from vismem.pipeline import VisualMemory
+from vismem.store import Durability
 
 SETTINGS = ModelSettings(
     "tiny", fps=1.0, budget="4MB", disk="40MB", window=64, blocks=4, answer=6, drop=None
@@ -192,6 +195,155 @@ def test_the_memory_of_another_stream_is_refused(llm: VideoLLM, tmp_path: Path) 
             again.ask("what?")
 
 
+@pytest.mark.parametrize("budget", ["15kB", "1MB"])
+def test_what_is_too_old_the_model_forgets_whatever_is_held_of_moments(
+    llm: VideoLLM, budget: str
+) -> None:
+    """Moments that left for want of room, or that last to this day, are never too old."""
+    memory = VisualMemory(budget, encoder=TinyEncoder(), model=SETTINGS, llm=llm, retain=30.0)
+    with memory:
+        for number in range(160):
+            memory.write(replace(frame(7), timestamp=number / 2))
+        memory.flush()
+        assert min(seen(memory)) >= 79.5 - 1.05 * 30 - 1
+
+
+def test_a_full_disk_while_the_model_forgets_counts_no_frame_twice(
+    llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = VisualMemory(
+        "1MB", encoder=TinyEncoder(), model=SETTINGS, llm=llm, retain=8.0, path=tmp_path / "a.mem"
+    )
+
+    def full(*_: object) -> int:
+        raise StoreError("the disk is full")
+
+    with memory:
+        fails = 0
+        for number in range(40):
+            memory.write(frame(number))
+            with monkeypatch.context() as patch:
+                if not fails:
+                    patch.setattr(DurableKV, "forget", full)
+                try:
+                    memory.flush()
+                except StoreError:
+                    fails += 1
+            memory.flush()
+        assert fails == 1 and memory.stats.written == memory.describe()["frames"] == 40
+    with reopen(llm, tmp_path / "a.mem", read_only=True) as again:
+        assert again.describe()["frames"] == 40
+
+
+def test_a_disk_that_was_full_when_it_was_saved(
+    llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise StoreError("the disk is full")
+
+    with fill(begin(llm), range(40)) as memory:
+        expected = memory.ask("what is there?").text
+        with monkeypatch.context() as patch:
+            patch.setattr(DurableKV, "adopt", full)
+            with pytest.raises(StoreError, match="full"):
+                memory.save(tmp_path / "a.mem")
+        memory.save()
+        assert memory.ask("what is there?").text == expected
+    with reopen(llm, tmp_path / "a.mem", read_only=True) as reader:
+        assert reader.ask("what is there?").text == expected
+
+
+def test_what_a_full_disk_kept_is_forgotten_when_told_again(
+    llm: VideoLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise StoreError("the disk is full")
+
+    with begin(llm, tmp_path / "a.mem") as memory:
+        for stream in "door", "yard":
+            fill(memory, range(40), stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(DurableKV, "_seal", full)
+            with pytest.raises(StoreError, match="full"):
+                memory.forget(5.0, 9.0)
+        memory.forget(5.0, 9.0)
+    with reopen(llm, tmp_path / "a.mem", read_only=True) as reader:
+        reader.ask("what?")
+        for stream in "door", "yard":
+            assert not [time for time in seen(reader, stream) if 5 <= time <= 9]
+
+
+def test_questions_may_come_while_a_memory_is_opened(llm: VideoLLM, tmp_path: Path) -> None:
+    with fill(begin(llm, tmp_path / "a.mem"), range(30)):
+        pass
+    problems: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            again.ask("what?", wait=False)
+        except StoreError as error:
+            problems.append(error)
+
+    with reopen(llm, tmp_path / "a.mem") as again:
+        threads = [threading.Thread(target=ask) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        fill(again, range(30, 32))
+        for thread in threads:
+            thread.join()
+    assert not problems
+
+
+def test_frames_may_become_larger(tmp_path: Path) -> None:
+    family = tiny_family("qwen2_5_vl")
+    family.frame_tokens = 4, 100
+    family.identity = {"model": "tiny", "weights": "0"}
+    with begin(VideoLLM(family), drop=0.5) as memory:
+        for number, side in enumerate([60, 60, 400, 400, 60, 900, 60]):
+            image = np.random.default_rng(number).integers(0, 255, (side, side, 3), np.uint8)
+            image[0, 0] = 1, 1, 0
+            memory.write(Frame(image, float(number)))
+        memory.flush()
+        assert seen(memory) == [float(number) for number in range(7)] and not memory.stats.refused
+
+
+@pytest.mark.parametrize("durability", ["process", "power"])
+def test_what_the_model_remembers_survives_what_the_moments_do(
+    llm: VideoLLM, tmp_path: Path, durability: Durability
+) -> None:
+    settings = {"encoder": TinyEncoder(), "model": SETTINGS, "llm": llm, "durability": durability}
+    with fill(VisualMemory("1MB", path=tmp_path / "a.mem", **settings), range(4)):
+        pass
+    with fill(reopen(llm, tmp_path / "a.mem"), range(4), "yard"):
+        pass
+    with fill(VisualMemory("1MB", **settings), range(4)) as memory:
+        memory.save(tmp_path / "b.mem")
+    manifests = sorted(tmp_path.rglob("manifest.json"))
+    assert [json.loads(file.read_text())["durability"] for file in manifests] == [durability] * 5
+
+
+@pytest.mark.parametrize("wrong", [{"budget": "60kB"}, {"disk": "200kB"}])
+def test_budgets_without_room_are_refused_before_anything_begins(
+    llm: VideoLLM, tmp_path: Path, wrong: dict
+) -> None:
+    with pytest.raises(UsageError, match=f"--model-{'disk' if 'disk' in wrong else 'budget'}"):
+        begin(llm, tmp_path / "a.mem", **wrong)
+    assert not (tmp_path / "a.mem").exists()
+
+
+def test_a_memory_that_does_not_fit_the_model_is_let_go(llm: VideoLLM, tmp_path: Path) -> None:
+    """Said each time, instead of once and then that the memory is in use."""
+    with fill(begin(llm, tmp_path / "a.mem"), range(4)):
+        pass
+    family = tiny_family("llava_onevision")
+    family.model.to(torch.bfloat16)
+    family.identity = llm.family.identity
+    with reopen(VideoLLM(family), tmp_path / "a.mem") as memory:
+        for _ in range(2):
+            with pytest.raises(UsageError, match="bfloat16"):
+                memory.ask("what?")
+
+
 @pytest.mark.parametrize(
     "wrong", [{"fps": 0.0}, {"precision": "int3"}, {"blocks": 0}, {"budget": "much"}]
 )
@@ -250,6 +402,30 @@ def test_run_and_ask_with_a_model(
     record.write_bytes(written)
     assert main(["inspect", out, "--verify"]) == 4
     assert record.parent.name in capsys.readouterr().err
+
+
+def test_a_model_is_found_from_anywhere_and_is_not_swapped(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from PIL import Image
+
+    pictures, out, plain = tmp_path / "pictures", tmp_path / "a.mem", tmp_path / "b.mem"
+    pictures.mkdir()
+    for number in range(3):
+        Image.effect_noise((64, 48), 80).convert("RGB").save(pictures / f"{number}.png")
+    monkeypatch.chdir(folder.parent)
+    run = ["run", str(pictures), "--out"]
+    assert main([*run, str(out), "--model", folder.name, "--model-disk", "200MB"]) == 0
+    assert main([*run, str(plain)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["ask", str(out), "what is there?"]) == 0
+    assert main([*run, str(out), "--resume", "--model", str(folder)]) == 0
+    for memory in out, plain:
+        assert main([*run, str(memory), "--resume", "--model", "org/other"]) == 2
+        assert "org/other" in capsys.readouterr().err
 
 
 def test_a_hub_out_of_reach_is_told_before_anything_begins(

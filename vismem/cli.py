@@ -306,7 +306,7 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
     if (out / "manifest.json").exists():
         if not verb.resume:
             raise UsageError(f"{out} exists; add --resume to go on with it, or give another --out")
-        return VisualMemory.open(out)
+        return _resumed(verb, VisualMemory.open(out))
     try:
         settings = verb.model and ModelSettings(
             verb.model,
@@ -326,6 +326,20 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _resumed(verb: Run, memory: VisualMemory) -> VisualMemory:
+    """Refuse another model than the memory was begun with, instead of leaving it out."""
+    from vismem.model_memory import ModelSettings
+
+    begun = memory.model.settings.name if memory.model else None
+    if verb.model is not None and ModelSettings(verb.model).name != begun:
+        memory.close()
+        raise UsageError(
+            f"this memory was begun with {begun or 'no video language model'}, not {verb.model}; "
+            f"resume without --model, or give another --out"
+        )
+    return memory
 
 
 def _ingest(verb: Run, stream: Stream, memory: VisualMemory) -> None:
@@ -442,14 +456,13 @@ def _ask(verb: Ask) -> int:
 
     with VisualMemory.open(verb.memory, read_only=True) as memory:
         threshold = THRESHOLD if verb.threshold is None else verb.threshold
-        if memory.model and verb.words:
-            try:
-                _ = memory.model.llm
-            except VismemError as error:
-                way = "--no-words answers from the evidence alone"
-                raise type(error)(f"{error}; {way}") from error
         try:
             answer = memory.ask(verb.question, threshold=threshold, words=verb.words)
+        except VismemError as error:
+            if not (memory.model and verb.words):
+                raise
+            way = "--no-words answers from the evidence alone"
+            raise type(error)(f"{error}; {way}") from error
         except ValueError as error:
             raise UsageError(str(error)) from error
     if verb.rephrase:

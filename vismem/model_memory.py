@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import shutil
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from vismem.errors import UsageError
 from vismem.frame import Frame, as_rgb
 from vismem.kv_store import DurableKV
+from vismem.kv_store.sizes import DiskSizes
 from vismem.memory.base import Budget
 from vismem.memory.kv.config import KVConfig
 from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.quantize import Precision
 from vismem.memory.kv.retrieval import Retrieval
+from vismem.store import Durability
+from vismem.stream_memory import LATE
 
 if TYPE_CHECKING:
     from vismem.models.video_llm import VideoAnswer, VideoLLM, VideoStream
@@ -35,7 +41,8 @@ class ModelSettings:
     """How a video language model looks at streams and is asked about them.
 
     Args:
-        name: Of a model of the hub, or a folder that ``save_pretrained`` wrote.
+        name: Of a model of the hub, or a folder that ``save_pretrained`` wrote; kept as an absolute
+            path, so that it is found from anywhere.
         fps: Frames a second of each stream that it looks at.
         budget: Bytes in RAM for each stream.
         disk: Bytes on disk for each stream of a memory that has a directory.
@@ -69,6 +76,8 @@ class ModelSettings:
             raise ValueError("window, blocks and answer are at least one")
         Budget.parse(self.budget)
         Budget.parse(self.disk)
+        if os.path.isdir(self.name):
+            object.__setattr__(self, "name", os.path.abspath(self.name))
 
 
 class ModelMemory:
@@ -81,6 +90,8 @@ class ModelMemory:
         path: Directory of the memory that it belongs to; without one, all lives in RAM.
         llm: The loaded model, if it is at hand.
         read_only: Whether it is only asked.
+        retain: Age in seconds beyond which what was seen is forgotten; ``None`` keeps all.
+        durability: What a frame that was looked at survives, where there is a directory.
 
     Attributes:
         settings: As given.
@@ -93,13 +104,17 @@ class ModelMemory:
         *,
         llm: VideoLLM | None = None,
         read_only: bool = False,
+        retain: float | None = None,
+        durability: Durability = "process",
     ) -> None:
         self.settings, self._path, self._read_only = settings, path, read_only
-        self._given = llm
+        self._retain, self._durability = retain, durability
+        self._lock = threading.RLock()  # held while the model is loaded or a memory is opened
+        self._llm = llm
         self._streams: dict[str, VideoStream] = {}
         self._memories: dict[str, KVMemory | DurableKV] = {}
 
-    @cached_property
+    @property
     def llm(self) -> VideoLLM:
         """The model.
 
@@ -109,12 +124,48 @@ class ModelMemory:
         """
         from vismem.models.video_llm import VideoLLM
 
-        return self._given or VideoLLM.load(self.settings.name)
+        with self._lock:
+            if self._llm is None:
+                self._llm = VideoLLM.load(self.settings.name)
+            return self._llm
+
+    def check(self, embedding: int) -> None:
+        """Refuse what could not work with any frame, before anything begins.
+
+        Args:
+            embedding: Width of a frame's embedding.
+
+        Raises:
+            SourceError: See `llm`.
+            UsageError: See `llm`; if a budget has no room for a stream.
+        """
+        config = self._config(embedding)
+        prompt = len(self.llm.family.init_ids) * config.token_bytes
+        least = max(4 * prompt, 2 * config.max_tokens * config.token_bytes)
+        if Budget.parse(self.settings.budget).bytes < least:
+            raise UsageError(
+                f"{self.settings.budget} in RAM has no room for a frame of {self.settings.name}: "
+                f"give the model a budget of at least {least} bytes (--model-budget)"
+            )
+        least = DiskSizes(config).least(prompt)
+        if self._path is not None and Budget.parse(self.settings.disk).bytes < least:
+            raise UsageError(
+                f"{self.settings.disk} on disk has no room for a window of {self.settings.name}: "
+                f"give the model at least {least} bytes (--model-disk), or a smaller window"
+            )
+
+    def _config(self, embedding: int) -> KVConfig:
+        return self.llm.config(
+            precision=self.settings.precision,
+            window=self.settings.window,
+            max_tokens=self.llm.family.most_tokens + WORDS,
+            embedding_dim=embedding,
+        )
 
     # ------------------------------------------------------------------ writing
 
     def write(self, stream: str, frame: Frame, time: float, embedding: Tensor) -> bool:
-        """Look at a frame, if it is time for one.
+        """Look at a frame, if it is time for one, and forget what is too old.
 
         Args:
             stream: Of the frame.
@@ -130,9 +181,14 @@ class ModelMemory:
             ValueError: If the frame cannot be taken.
         """
         image = torch.from_numpy(as_rgb(frame.image))[None]
-        held = self._find(stream) or self._begin(stream, image, len(embedding))
+        with self._lock:
+            held = self._find(stream) or self._begin(stream, len(embedding))
+        memory = self._memories[stream]
+        kept = memory.memory if isinstance(memory, DurableKV) else memory
+        if self._retain is not None and kept.oldest < time - LATE * self._retain:
+            held.forget(-math.inf, time - self._retain)
         # As if on a grid, so that rounding of times leaves no frame out.
-        if time < held.last_time + 0.999 / self.settings.fps:
+        if time < kept.last_time + 0.999 / self.settings.fps:
             return False
         held.write(image, [time], embeddings=embedding[None].float())
         return True
@@ -144,16 +200,8 @@ class ModelMemory:
             self._open(stream, path)
         return self._streams.get(stream)
 
-    def _begin(self, stream: str, image: Tensor, embedding: int) -> VideoStream:
-        path = self._folder(stream)
-        _, height, width, _ = image.shape
-        rows, columns = self.llm.family.grid(height, width)
-        config = self.llm.config(
-            precision=self.settings.precision,
-            window=self.settings.window,
-            max_tokens=rows * columns + WORDS,
-            embedding_dim=embedding,
-        )
+    def _begin(self, stream: str, embedding: int) -> VideoStream:
+        path, config = self._folder(stream), self._config(embedding)
         memory: KVMemory | DurableKV
         if path is None:
             device = self.llm.family.device
@@ -163,7 +211,6 @@ class ModelMemory:
         return self._hold(stream, memory)
 
     def _create(self, stream: str, path: Path, config: KVConfig) -> DurableKV:
-        path.parent.mkdir(exist_ok=True)
         return DurableKV(
             path,
             config,
@@ -171,6 +218,7 @@ class ModelMemory:
             self.settings.disk,
             device=self.llm.family.device,
             identity=self._identity(stream),
+            durability=self._durability,
         )
 
     def _open(self, stream: str, path: Path) -> None:
@@ -189,12 +237,17 @@ class ModelMemory:
         from vismem.models.frame_drop import FrameDrop
 
         settings = self.settings
-        held = self.llm.stream(
-            memory,
-            retrieval=Retrieval(settings.blocks, source="fused"),
-            drop=None if settings.drop is None else FrameDrop(settings.drop),
-            chunk=1,
-        )
+        try:
+            held = self.llm.stream(
+                memory,
+                retrieval=Retrieval(settings.blocks, source="fused"),
+                drop=None if settings.drop is None else FrameDrop(settings.drop),
+                chunk=1,
+            )
+        except BaseException:
+            if isinstance(memory, DurableKV):
+                memory.close()  # it can be opened again
+            raise
         self._streams[stream], self._memories[stream] = held, memory
         return held
 
@@ -224,7 +277,9 @@ class ModelMemory:
         """
         answers = {}
         for name in streams:
-            if held := self._find(name):
+            with self._lock:
+                held = self._find(name)
+            if held:
                 answers[name] = held.ask(
                     question,
                     max_new_tokens=self.settings.answer,
@@ -239,31 +294,41 @@ class ModelMemory:
         """Give up what touches a span of time; how many blocks and frames are gone.
 
         Raises:
-            StoreError: If the disk is full; they are gone from memory, call it again.
+            StoreError: If the disk is full; call it again, or the disk goes on holding them.
         """
         gone = 0
         for name in streams:
             path = self._folder(name)
-            if name in self._streams:
-                gone += self._streams[name].forget(start, end)
-            elif path and (path / "manifest.json").exists():
-                with DurableKV.open(path) as memory:  # without the model: nobody asks it anything
-                    gone += memory.forget(start, end)
+            with self._lock:
+                if name in self._streams:
+                    gone += self._streams[name].forget(start, end)
+                elif path and (path / "manifest.json").exists():
+                    with DurableKV.open(path) as memory:  # without the model: nobody asks anything
+                        gone += memory.forget(start, end)
         return gone
 
     def save(self, path: Path) -> None:
         """Give what lives in RAM a home in the directory of a memory, for good.
 
         Raises:
-            StoreError: If the disk is full or fails.
+            StoreError: If the disk is full or fails; call it again.
         """
-        self._path = path
-        for name, memory in list(self._memories.items()):
-            folder = self._folder(name)
-            if isinstance(memory, KVMemory) and folder is not None:
-                durable = self._create(name, folder, memory.config)
-                durable.adopt(memory)
-                self._hold(name, durable)
+        with self._lock:
+            self._path = path
+            for name, memory in list(self._memories.items()):
+                folder = self._folder(name)
+                if isinstance(memory, KVMemory) and folder is not None:
+                    self._hold(name, self._adopted(name, folder, memory))
+
+    def _adopted(self, name: str, folder: Path, memory: KVMemory) -> DurableKV:
+        durable = self._create(name, folder, memory.config)
+        try:
+            durable.adopt(memory)
+        except BaseException:
+            durable.close()
+            shutil.rmtree(folder, ignore_errors=True)  # the next try begins anew
+            raise
+        return durable
 
     def held(self) -> dict[str, dict[str, int]]:
         """Bytes by stream and place; see `KVMemory.held`."""

@@ -126,13 +126,14 @@ class VisualMemory:
             embedding_dim=self.encoder.embedding_dim,
             **{"max_tokens": self.encoder.max_tokens, **dict(moments or {})},
         )
-        self._retain = retain
+        self._retain, self._durability = retain, durability
         self._store: MemoryStore | None = None
         self.model: ModelMemory | None = None
         self._begin(queue)
         if settings:
-            self.model = ModelMemory(settings, Path(path) if path is not None else None, llm=llm)
-            _ = self.model.llm  # if it cannot be had, nothing is begun
+            place = Path(path) if path is not None else None
+            self.model = ModelMemory(settings, place, llm=llm, retain=retain, durability=durability)
+            self.model.check(self.sizes.embedding_dim)  # if it cannot work, nothing is begun
         if path is not None:
             self._store = MemoryStore.create(
                 path, encoder=self.encoder.identity, config=self.config, durability=durability
@@ -188,6 +189,7 @@ class VisualMemory:
                 encoder=encoder or config["encoder"],
                 policy=config.get("policy", "moments"),
                 retain=config["retain"],
+                durability=store.durability,
                 queue=queue,
                 moments=config["moments"],
             )
@@ -199,7 +201,14 @@ class VisualMemory:
             self._store, self._read_only = store, read_only
             if config.get("model"):
                 settings = ModelSettings(**config["model"])
-                self.model = ModelMemory(settings, store.path, llm=llm, read_only=read_only)
+                self.model = ModelMemory(
+                    settings,
+                    store.path,
+                    llm=llm,
+                    read_only=read_only,
+                    retain=self._retain,
+                    durability=store.durability,
+                )
             self._restore(store)
         except (KeyError, TypeError, ValueError) as error:
             store.close()
@@ -240,12 +249,13 @@ class VisualMemory:
                 if path is None:
                     raise UsageError('this memory lives in RAM; give a path: save("clip.mem")')
                 self._store = MemoryStore.create(
-                    path, encoder=self.encoder.identity, config=self.config
+                    path,
+                    encoder=self.encoder.identity,
+                    config=self.config,
+                    durability=self._durability,
                 )
             elif path is not None and Path(path).resolve() != self._store.path.resolve():
                 raise UsageError(f"this memory lives at {self._store.path}; copy that directory")
-            if self.model and path is not None:
-                self.model.save(self._store.path)
             self._commit()
 
     def close(self) -> None:
@@ -379,9 +389,6 @@ class VisualMemory:
         if self._retain is None or not self._streams.expire(self._retain):
             return
         self._expired = True
-        for name, stream in self._streams.items():
-            if self.model:
-                self.model.forget(-math.inf, stream.moments.last_time - self._retain, [name])
 
     def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
         """Forget every moment that touches a span of time, in memory and on disk.
@@ -395,7 +402,7 @@ class VisualMemory:
             How many moments are gone.
 
         Raises:
-            StoreError: If the disk is full; the moments are gone from memory, call `save` again.
+            StoreError: If the disk is full; call it again, or the disk goes on holding them.
             UsageError: If the memory is open for reading only.
             ValueError: If the span ends before it starts.
         """
@@ -417,6 +424,8 @@ class VisualMemory:
     def _commit(self) -> None:
         """Seal the memory as it is now."""
         assert self._store is not None
+        if self.model:
+            self.model.save(self._store.path)
         segments, state, meta = self._streams.contents()
         report = self._store.commit(segments, state, meta=meta, events=self._events)
         self._logged = 0

@@ -368,6 +368,11 @@ class MemoryStore:
         return dict(self._check_open().config)
 
     @property
+    def durability(self) -> Durability:
+        """What an acknowledged record survives."""
+        return self._check_open().durability
+
+    @property
     def meta(self) -> dict[str, Any]:
         """What was noted at the last commit."""
         return dict(self._check_open().meta)

@@ -127,6 +127,12 @@ class Family(ABC):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the tokens that a frame of this size becomes."""
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that a frame of any size becomes."""
+        rows, columns = self.grid(1, 1)  # of most families the same for every size
+        return rows * columns
+
     @abstractmethod
     def pixels(self, frames: Tensor | np.ndarray) -> Any:
         """Frames ``(F, H, W, 3)`` uint8 as the vision part takes them, on the model's device.

@@ -89,6 +89,11 @@ class Qwen25VL(Family):
         rows, columns = smart_size(height, width, self._factor, self.frame_tokens)
         return rows // self._factor, columns // self._factor
 
+    @property
+    def most_tokens(self) -> int:
+        """The most tokens that a frame of any size becomes."""
+        return self.frame_tokens[1]
+
     def pixels(self, frames: Tensor | np.ndarray) -> Tensor:
         """Frames ``(F, H, W, 3)`` uint8 as rows of patches, in the model's number format."""
         shown = check_frames(frames).to(self.device)
