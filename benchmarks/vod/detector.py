@@ -7,14 +7,14 @@ It looks at one frame alone. Its weights, `data/digit_detector.safetensors`, are
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from generate import CLASSES, SIDE, Videos, turned
+from generate import CLASSES, SIDE, Videos, overlap, turned
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 WEIGHTS = Path(__file__).parents[2] / "data" / "digit_detector.safetensors"
 STRIDE = 8  # pixels of a cell
@@ -104,12 +104,12 @@ class Found:
     def __getitem__(self, videos: slice | Tensor) -> Found:
         return Found(*(getattr(self, field.name)[videos] for field in fields(self)))
 
-    @property
+    @cached_property
     def scores(self) -> Tensor:
         """Of the best class, ``(V, T, P)``: what a detector would print beside a box."""
         return self.objectness * self.logits.softmax(-1).amax(-1)
 
-    @property
+    @cached_property
     def fractions(self) -> Tensor:
         """Boxes as fractions of the frame, ``(V, T, P, 4)``."""
         return (self.boxes / SIDE).clamp(0, 1)
@@ -131,7 +131,7 @@ def peaks(objectness: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
     top = F.max_pool2d(grid, 3, 1, 1)
     values, cells = torch.where(grid == top, grid, 0.0).flatten(1).topk(PEAKS, sorted=True)
     near = boxes.gather(1, cells[..., None].expand(-1, -1, 4))
-    close = torch.stack([box_iou(b, b) for b in near]) > APART
+    close = overlap(near[:, :, None], near[:, None]) > APART
     for better in range(PEAKS - 1):
         taken = close[:, better, better + 1 :] & (values[:, better, None] > 0)
         values[:, better + 1 :] = values[:, better + 1 :].masked_fill(taken, 0.0)

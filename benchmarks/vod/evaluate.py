@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from detector import Found
 from generate import CLASSES, Videos
-from heads import FOUND_FROM
+from heads import FOUND_FROM, overlaps
 from hotcoco import COCO, COCOeval
 from torch import Tensor
-from torchvision.ops import box_iou
 
 LEAST = 0.01  # score of a detection that is counted
 SPEEDS = {"slow": (0.9, 1.01), "medium": (0.7, 0.9), "fast": (-0.01, 0.7)}  # FGFA's, motion overlap
@@ -43,14 +42,6 @@ class Matched:
     score: np.ndarray
     right: np.ndarray
     objects: np.ndarray
-
-
-def overlaps(found: Found, videos: Videos) -> Tensor:
-    """IoU of every box found with every object that is there, ``(V, T, P, O)``."""
-    boxes, objects = found.boxes.flatten(0, 1), videos.boxes.flatten(0, 1)
-    near = torch.stack([box_iou(b, o) for b, o in zip(boxes, objects, strict=True)])
-    near = near.masked_fill(~videos.visible.flatten(0, 1)[:, None], 0.0)
-    return near.unflatten(0, found.times.shape)
 
 
 def scores_of(found: Found, probabilities: Tensor) -> Tensor:

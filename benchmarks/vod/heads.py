@@ -14,9 +14,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from detector import DIM, Detector, Found
-from generate import Videos
+from generate import Videos, overlap
 from torch import Tensor, nn
-from torchvision.ops import box_iou
 
 from vismem.models.enhancement import GeneralizedEnhancement, SelsaAttention
 
@@ -144,16 +143,17 @@ def around(found: Found, frames: Tensor, draw: torch.Generator) -> Rows:
     return rows_of(found, torch.cat([before, after], 1), kept, now)
 
 
+def overlaps(found: Found, videos: Videos) -> Tensor:
+    """IoU of every box found with every object that is there, ``(V, T, P, O)``."""
+    near = overlap(found.boxes[:, :, :, None], videos.boxes[:, :, None])
+    return near.masked_fill(~videos.visible[:, :, None], 0.0)
+
+
 def truth_of(found: Found, videos: Videos) -> Tensor:
     """The class of the object that each box shows, ``(V, T, P)``; -1 if it shows none."""
-    boxes, objects = found.boxes.flatten(0, 1), videos.boxes.flatten(0, 1)
-    visible = videos.visible.flatten(0, 1)
-    overlap = torch.stack([box_iou(b, o) for b, o in zip(boxes, objects, strict=True)])
-    best, owner = overlap.masked_fill(~visible[:, None], 0.0).max(2)
-    labels = videos.labels[:, None].expand(visible.reshape(videos.visible.shape).shape)
-    named = labels.flatten(0, 1).gather(1, owner)
-    shown = (best >= FOUND_FROM) & (found.objectness.flatten(0, 1) > 0)
-    return torch.where(shown, named, -1).reshape(found.objectness.shape)
+    best, owner = overlaps(found, videos).max(3)
+    named = videos.labels[:, None].expand(videos.visible.shape).gather(2, owner)
+    return torch.where((best >= FOUND_FROM) & (found.objectness > 0), named, -1)
 
 
 def train_head(kind: str, detector: Detector, found: Found, truth: Tensor, steps: int, seed: int):

@@ -46,9 +46,9 @@ class Settings:
     clips: int = 2000
     videos: int = 150
     frames: int = 24
-    steps: int = 1500
+    steps: int = 1000
     seeds: int = 3
-    resamples: int = 500
+    resamples: int = 300
     tracks: tuple[str, ...] = (
         "plain" + SHUFFLED, "low rate", "low rate" + SHUFFLED, "returning", "crossing",
         "camera trap", "ambiguous",

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 from detector import Found
+from generate import overlap
 from torch import Tensor
-from torchvision.ops import box_iou
 
 TRACKS = 24  # most at a time
 FOLLOWS = 0.3  # IoU from which a box continues a track
@@ -39,11 +39,11 @@ def track_mean(
     out = probabilities.clone()
     for now in range(frames):
         boxes, there = found.boxes[:, now], found.objectness[:, now] > 0
-        near = torch.stack([box_iou(b, p) for b, p in zip(boxes, places, strict=True)])
+        near = overlap(boxes[:, :, None], places[:, None])
         near = near.masked_fill((now - seen > PATIENCE)[:, None], 0.0)
         for peak in range(peaks):
-            overlap, which = near[:, peak].max(1)
-            follows = overlap >= FOLLOWS
+            most, which = near[:, peak].max(1)
+            follows = most >= FOLLOWS
             which = torch.where(follows, which, seen.argmin(1))  # else in the oldest one's place
             keeps = follows.float()[:, None]
             mine = probabilities[:, now, peak]
