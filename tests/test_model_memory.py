@@ -423,6 +423,10 @@ def test_a_model_is_found_from_anywhere_and_is_not_swapped(
     monkeypatch.chdir(tmp_path)
     assert main(["ask", str(out), "what is there?"]) == 0
     assert main([*run, str(out), "--resume", "--model", str(folder)]) == 0
+    (out / "model" / "note.txt").touch()  # a stranger's file is no memory
+    capsys.readouterr()
+    assert main(["inspect", str(out), "--verify"]) == 0
+    assert "0 blocks of keys and values, 0:00 to 0:00" in capsys.readouterr().out
     for memory in out, plain:
         assert main([*run, str(memory), "--resume", "--model", "org/other"]) == 2
         assert "org/other" in capsys.readouterr().err

@@ -344,4 +344,4 @@ class ModelMemory:
 def model_stores(path: Path) -> list[Path]:
     """Directories of what a model remembers in a stored memory, one for each stream."""
     folder = path / FOLDER
-    return sorted(folder.iterdir()) if folder.is_dir() else []
+    return sorted(store for store in folder.glob("*") if store.is_dir())
