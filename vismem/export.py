@@ -55,9 +55,9 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             facts["model"] = memory.model.settings.name
         for folder in model_stores(Path(path)):
             with DurableKV.open(folder, read_only=True) as held:
-                view = held.snapshot()
-                ends = [block.last for block in view.blocks[-1:]]
-                ends += [chunk.time for chunk in view.window[-1:]]
+                there = held.snapshot()
+                ends = [block.last for block in there.blocks[-1:]]
+                ends += [chunk.time for chunk in there.window[-1:]]
                 span = f"{clock(held.memory.oldest)} to {clock(max(ends))}" if ends else "nothing"
                 facts[f"{held.identity['stream']}, model"] = (
                     f"{len(held.blocks)} blocks of keys and values, {span}; "
