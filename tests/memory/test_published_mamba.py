@@ -15,7 +15,8 @@ from vismem.memory.published.mamba import (
     cells_of_box,
 )
 
-SMALL = PublishedMambaConfig(dim=3, max_length=100, key_length=20, max_tokens=4)
+# Large enough that the state of the generator, 5 kB, is no more than what is remembered.
+SMALL = PublishedMambaConfig(dim=3, max_length=250, key_length=20, max_tokens=4)
 LARGE = PublishedMambaConfig(dim=3, max_length=5000, key_length=20, max_tokens=4)
 
 
