@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from contract import MemoryContract, Observation, same
+from feature_streams import axes, memory_of, noise, scores_of, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,10 +16,6 @@ from vismem.memory.feature import FeatureConfig, FeatureMemory
 SIZES: dict[str, Any] = {"dim": 6, "max_tokens": 5}
 PLENTY = 10**7
 POLICIES = ["score", "fifo", "random", "reservoir"]
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 class FeatureContract(MemoryContract):
@@ -80,35 +77,6 @@ class TestRandom(FeatureContract):
 
 class TestReservoir(FeatureContract):
     evict = "reservoir"
-
-
-# --------------------------------------------------------------------------- shorthands
-
-
-def memory_of(rows: int, dim: int = 6, **settings: Any) -> FeatureMemory:
-    config = FeatureConfig(**{"dim": dim, "max_tokens": 50} | settings)
-    return FeatureMemory(config, rows * config.row_bytes)
-
-
-def axes(*numbers: int, dim: int = 6) -> Tensor:
-    return torch.eye(dim)[list(numbers)]
-
-
-def write(memory: FeatureMemory, time: float, scores: list[float], seed: int | None = None) -> None:
-    """One frame of rows that have nothing in common, each at its own place."""
-    count, dim = len(scores), memory.config.dim
-    looks = noise(count, dim, seed=int(1000 * time) if seed is None else seed)
-    low = torch.arange(count)[:, None] / count
-    memory.write(
-        looks,
-        time,
-        scores=torch.tensor(scores),
-        boxes=torch.cat([low, low, low + 0.5 / count, low + 0.5 / count], 1),
-    )
-
-
-def scores_of(memory: FeatureMemory) -> list[float]:
-    return [round(score, 3) for score in memory.snapshot().scores.tolist()]
 
 
 # --------------------------------------------------------------------------- who enters, who stays
