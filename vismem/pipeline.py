@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from vismem.closeable import Closeable
 from vismem.encoders import load_encoder
 from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
@@ -56,7 +56,7 @@ COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bou
 NEAREST = 4096  # moments that the vector index picks for comparison
 
 
-class VisualMemory:
+class VisualMemory(Closeable):
     """A bounded visual memory over one or more streams; see the module.
 
     Args:
@@ -281,17 +281,6 @@ class VisualMemory:
                 self.model.close()
             if self._store:
                 self._store.close()
-
-    def __enter__(self) -> VisualMemory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ------------------------------------------------------------------ writing
 

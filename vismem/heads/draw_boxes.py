@@ -5,12 +5,12 @@ from __future__ import annotations
 import colorsys
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import cv2
 import numpy as np
 
+from vismem.closeable import Closeable
 from vismem.detections import Detections
 from vismem.errors import StoreError
 from vismem.frame import Frame
@@ -49,7 +49,7 @@ def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
     return drawn
 
 
-class BoxVideo:
+class BoxVideo(Closeable):
     """A video of frames with their boxes, at the frames' own times.
 
     Args:
@@ -103,14 +103,3 @@ class BoxVideo:
         if self._size is not None:
             self._mux(None)
         self._file.close()
-
-    def __enter__(self) -> BoxVideo:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

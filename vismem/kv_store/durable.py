@@ -16,13 +16,13 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from vismem.closeable import Closeable
 from vismem.errors import StoreError, UsageError
 from vismem.kv_store.segments import KVSegments
 from vismem.kv_store.sizes import DiskSizes, as_stored, facts
@@ -39,7 +39,7 @@ __all__ = ["DurableKV"]
 UNSEALED_SHARE = 0.25  # of the RAM budget, for blocks that are in RAM alone
 
 
-class DurableKV:
+class DurableKV(Closeable):
     """Keys and values of one stream, in RAM and in a directory; see the module.
 
     One thread writes; `snapshot` and `read` may be called from any.
@@ -231,17 +231,6 @@ class DurableKV:
     def close(self) -> None:
         """Let go of the directory; nothing needs to be saved, for every write is in the log."""
         self._store.close()
-
-    def __enter__(self) -> DurableKV:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # ------------------------------------------------------------------ writing
 

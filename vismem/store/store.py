@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
 
+from ..closeable import Closeable
 from ..errors import StoreError, UsageError
 from .commit import write_commit, write_first
 from .contents import open_contents
@@ -49,7 +49,7 @@ class CommitReport:
     problems: tuple[str, ...]
 
 
-class MemoryStore:
+class MemoryStore(Closeable):
     """The durable home of one bounded memory; made by :meth:`create` and :meth:`open`.
 
     One writer appends every record before it is used, and from time to time commits what the
@@ -442,17 +442,6 @@ class MemoryStore:
             self.events.close()
             if self._lock:
                 self._lock.release()
-
-    def __enter__(self) -> MemoryStore:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _salvage(path: Path) -> list[str]:

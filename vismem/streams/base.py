@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import threading
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import TracebackType
 
+from vismem.closeable import Closeable
 from vismem.errors import SourceError, UsageError
 from vismem.frame import Frame
 
@@ -127,7 +127,7 @@ class StreamStats:
         return lines
 
 
-class Stream(ABC):
+class Stream(Closeable):
     """Frames from one source, handed out once, in the order of time.
 
     Iterate over it, and close it or use it in a ``with`` block. :meth:`close` may be called from
@@ -196,14 +196,3 @@ class Stream(ABC):
                 self._frames.close()
             finally:
                 self._turn.release()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
