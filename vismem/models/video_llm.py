@@ -29,10 +29,10 @@ from vismem.models.kv_context import Context
 from vismem.models.rekv import PublishedEncoding
 from vismem.models.rope import frame_coords
 
-__all__ = ["StreamMemory", "VideoAnswer", "VideoLLM", "VideoStream"]
+__all__ = ["KVBank", "VideoAnswer", "VideoLLM", "VideoStream"]
 
 
-class StreamMemory(Protocol):
+class KVBank(Protocol):
     """What a stream needs of its memory: a `KVMemory` is one, a `DurableKV` too."""
 
     @property
@@ -92,7 +92,7 @@ class VideoLLM:
         """The configuration of a memory for this model; sizes as of `KVConfig`."""
         return KVConfig(self.family.shape, self.family.dtype, **sizes)
 
-    def stream(self, memory: StreamMemory, **options: Any) -> VideoStream:
+    def stream(self, memory: KVBank, **options: Any) -> VideoStream:
         """Begin a stream, or go on with the one that a memory holds; see `VideoStream`."""
         return VideoStream(self, memory, **options)
 
@@ -121,7 +121,7 @@ class VideoStream:
     def __init__(
         self,
         llm: VideoLLM,
-        memory: StreamMemory,
+        memory: KVBank,
         *,
         retrieval: Retrieval | None = None,
         timestamps: bool = True,
