@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vismem.encoders.base import Encoding
 from vismem.frame import Frame
-from vismem.memory.episodic import bytes_tensor
+from vismem.memory.open_moment import bytes_tensor
 from vismem.store import Event
 
 __all__ = ["LEAST_EVENT", "arguments", "events", "observation", "thumbnail"]
