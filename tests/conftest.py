@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import os
+
 import torch
+
+# Without a GPU Triton's kernels run in its interpreter. Triton reads this while it is imported,
+# which other packages do.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest
 from tiny_encoder import TinyEncoder
 
 from vismem.encoders.embedded import EmbeddedEncoder

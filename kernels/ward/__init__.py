@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from ..registry import uses_triton
 from .cpu import merge_costs as _cpu
 
 __all__ = ["merge_costs"]
@@ -29,7 +31,6 @@ def merge_costs(keys: Tensor, mass: Tensor, key: Tensor, key_mass: Tensor) -> Te
     Source: Ward, "Hierarchical Grouping to Optimize an Objective Function", 1963.
 
     Example:
-        >>> import torch
         >>> two = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
         >>> merge_costs(two, torch.tensor([1.0, 3.0]), torch.zeros(2), torch.tensor(1.0)).tolist()
         [0.0, 18.75]
@@ -39,4 +40,12 @@ def merge_costs(keys: Tensor, mass: Tensor, key: Tensor, key_mass: Tensor) -> Te
             f"merge_costs takes keys (K, S), mass (K,) and key (S,), "
             f"not {tuple(keys.shape)}, {tuple(mass.shape)} and {tuple(key.shape)}"
         )
+    if uses_triton("merge_costs", keys, _obstacle(keys)):
+        from .triton import merge_costs as _triton
+
+        return _triton(keys, mass, key, key_mass)
     return _cpu(keys, mass, key, key_mass)
+
+
+def _obstacle(keys: Tensor) -> str | None:
+    return "keys of float64 keep their precision" if keys.dtype == torch.float64 else None
