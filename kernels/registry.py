@@ -18,10 +18,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .launch import LEAST_CAPABILITY
+
 __all__ = ["Mode", "uses_triton", "using"]
 
 Mode = Literal["auto", "torch", "triton"]
-LEAST_CAPABILITY = (8, 0)  # bfloat16 products and asynchronous copies came with Ampere
 _log = logging.getLogger(__name__)
 
 

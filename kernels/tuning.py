@@ -1,8 +1,14 @@
-"""Tile sizes of kernels: those measured on a device where there are some, else the first listed."""
+"""Tile sizes of kernels: those measured on a device where there are some, else the first listed.
+
+Nothing is timed while a program runs: `benchmarks/kernels/gpu_bench.py --tune` measures once, and
+writes ``tuned/<device>.json``.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,9 +16,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["FOLDER", "Config", "config_for", "device_key"]
+__all__ = ["FOLDER", "Config", "Key", "config_for", "device_key", "trying"]
 
 FOLDER = Path(__file__).parent / "tuned"
+Key = tuple[str, str]  # name of an operator; which of its kernels, or which kind of input
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class Config:
         return asdict(self)
 
 
+_tried: Mapping[Key, Config] = {}
+_asked: dict[Key, list[Config]] | None = None
+
+
 def config_for(op: str, case: str, shortlist: list[Config]) -> Config:
     """The measured sizes for this device, or the first of a list.
 
@@ -47,8 +58,27 @@ def config_for(op: str, case: str, shortlist: list[Config]) -> Config:
         case: Which of its kernels, or which kind of input.
         shortlist: Sizes that are worth a try, the best guess first.
     """
+    if _asked is not None:
+        _asked[op, case] = shortlist
+    if (op, case) in _tried:
+        return _tried[op, case]
     found = _tuned(device_key()).get(op, {}).get(case) if torch.cuda.is_available() else None
     return Config(**found) if found else shortlist[0]
+
+
+@contextmanager
+def trying(configs: Mapping[Key, Config]) -> Iterator[dict[Key, list[Config]]]:
+    """Take other sizes in this block, and hear which shortlists were asked for.
+
+    Args:
+        configs: Sizes in place of those that would be chosen; the rest is chosen as ever.
+    """
+    global _tried, _asked
+    before, _tried, _asked = (_tried, _asked), configs, {}
+    try:
+        yield _asked
+    finally:
+        _tried, _asked = before
 
 
 @lru_cache

@@ -6,7 +6,7 @@ Cases take the operators from this checkout, as the package ``kernels``: vismem 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,13 @@ class Case:
         flops: Operations that have to be done at least.
         tolerance: Largest relative error (Frobenius) of the floating results.
         processor: Whether it is of a size that is timed on a processor; else on a GPU.
+        small: Whether it is of a size for the interpreter, where it is checked and not timed.
         same: Compares results instead, giving a complaint or None, where an error will not do
             (indices with ties).
+        tensor_cores: Kernels that have to use them, by name (``_attend``): ``wgmma`` where Hopper's
+            own instructions are meant, ``mma`` where tiles are too small for these.
+        parts: Cuts the arguments so that the references of the parts, one after the other along
+            their first dimension, are that of the whole; where the whole would not fit.
     """
 
     op: str
@@ -51,7 +56,10 @@ class Case:
     flops: float = 0.0
     tolerance: float = 1e-5
     processor: bool = False
+    small: bool = False
     same: Callable[[Any, Any], str | None] | None = None
+    tensor_cores: Mapping[str, str] = field(default_factory=dict)
+    parts: Callable[[Inputs], Iterable[Inputs]] | None = None
 
 
 def normal(device: str, seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
