@@ -5,6 +5,7 @@ Cases take the operators from this checkout, as the package ``kernels``: vismem 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Case", "Inputs", "normal"]
+__all__ = ["Case", "Inputs", "load_cases", "normal"]
 
 sys.path.insert(1, str(Path(__file__).parents[2]))
 Inputs = tuple[Any, ...]
@@ -68,3 +69,15 @@ def normal(device: str, seed: int, *shape: int, dtype: torch.dtype = torch.float
         return torch.empty(*shape, dtype=dtype, device="meta")
     draws = torch.Generator(device).manual_seed(seed)
     return torch.randn(*shape, generator=draws, device=device).to(dtype)
+
+
+def load_cases(folder: Path = Path(__file__).parent / "cases") -> list[Case]:
+    """The cases of all operators, in the order of their files."""
+    cases = []
+    for path in sorted(folder.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"cases_{path.stem}", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        cases += module.CASES
+    return cases
