@@ -19,11 +19,7 @@ from vismem.memory.kv.memory import KVMemory
 from vismem.memory.kv.shape import KVShape
 
 SHAPE = KVShape(layers=2, heads=4, kv_heads=2, head_dim=4)
-
-
 LOG = 8_000  # bytes: a seal about every eight writes
-
-
 WRITES = 64
 
 
