@@ -142,6 +142,23 @@ def in_child(work: Callable[[int], None]) -> tuple[int, int]:
         os._exit(1)
 
 
+def said_before_kill(work: Callable[[int], None], after: float) -> bytes:
+    """Let a child run ``work(pipe)``, kill it ``after`` seconds from its first eight bytes.
+
+    Returns:
+        All that it said until then.
+    """
+    pid, pipe = in_child(work)
+    said = os.read(pipe, 8)
+    time.sleep(after)  # the random moment itself, not a wait for something
+    os.kill(pid, signal.SIGKILL)
+    while piece := os.read(pipe, 1 << 16):
+        said += piece
+    os.close(pipe)
+    os.waitpid(pid, 0)
+    return said
+
+
 def kill_once(path: Path, after: float, acknowledged: int) -> Recovery:
     """Let a child write to a store, kill it some time after its first acknowledgement, recover."""
 
@@ -150,14 +167,7 @@ def kill_once(path: Path, after: float, acknowledged: int) -> Recovery:
         while True:
             os.write(pipe, memory.write().to_bytes(8, "little"))
 
-    pid, pipe = in_child(work)
-    heard = os.read(pipe, 8)
-    time.sleep(after)  # the random moment itself, not a wait for something
-    os.kill(pid, signal.SIGKILL)
-    while piece := os.read(pipe, 1 << 16):
-        heard += piece
-    os.close(pipe)
-    os.waitpid(pid, 0)
+    heard = said_before_kill(work, after)
     last = int.from_bytes(heard[-8:], "little") + 1 if heard else acknowledged
     return recover(path, last)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import statistics
 import tempfile
 import time
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from crash import in_child
+from crash import said_before_kill
 from kv_soak import CONFIG, FPS, TOKENS, ask, frame, prompt
 from torch import Tensor
 
@@ -96,15 +95,8 @@ def kill(path: Path, other: DurableKV, after: float, frames: int, known: int) ->
         frames: The last frame that is written.
         known: Frames that were acknowledged before.
     """
-    pid, pipe = in_child(lambda pipe: write_frames(path, pipe, frames))
-    heard = os.read(pipe, 8)
-    time.sleep(after)  # the random moment itself, not a wait for something
-    os.kill(pid, signal.SIGKILL)
-    while piece := os.read(pipe, 1 << 16):
-        heard += piece
-    os.close(pipe)
-    os.waitpid(pid, 0)
-    acknowledged = max(known, int.from_bytes(heard[-8:], "little"))
+    said = said_before_kill(lambda pipe: write_frames(path, pipe, frames), after)
+    acknowledged = max(known, int.from_bytes(said[-8:], "little"))
     began = time.perf_counter()
     with DurableKV.open(path, CONFIG, identity=IDENTITY) as memory:
         seconds = time.perf_counter() - began
