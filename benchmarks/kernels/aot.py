@@ -19,6 +19,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
@@ -26,16 +27,19 @@ from typing import Any
 
 import torch
 from case import Case, load_cases
+from tables import DOCS, markdown, put, taken
 
 from kernels.launch import Capability, Compiled, compiling
 from kernels.tuning import trying
 
 HERE = Path(__file__).parent
-TABLE = HERE.parents[1] / "docs/kernels.md"
-BEGIN, END = "<!-- ahead of time: begin -->", "<!-- ahead of time: end -->"
 SHARED = {(8, 0): 163 * 1024, (9, 0): 227 * 1024}  # bytes that one block may have
 PRODUCTS = {"HGMMA": "wgmma", "IGMMA": "wgmma", "HMMA": "mma", "IMMA": "mma", "DMMA": "mma"}
-COLUMNS = "kernel, size, sm, warps, stages, registers, shared KiB, wide, narrow, products, verdict"
+MARK = "ahead of time"
+COLUMNS = [
+    "kernel", "size", "sm", "warps", "stages", "registers", "shared KiB", "wide", "narrow",
+    "products", "verdict",
+]  # fmt: skip
 
 
 @dataclass
@@ -46,16 +50,16 @@ class Line:
     kernel: str
     size: str
     target: Capability
-    warps: int
-    stages: int
-    registers: int
-    stack: int
-    local: int  # loads from and stores to local memory, which is where spilled registers go
-    shared: int
-    wide: int  # global loads of 128 bits, bulk copies among them
-    narrow: int  # all others
-    products: dict[str, int]
-    made: str  # what it was compiled from, source and types and constants, as one number
+    warps: int = 0
+    stages: int = 0
+    registers: int = 0
+    stack: int = 0
+    local: int = 0  # loads from and stores to local memory, which is where spilled registers go
+    shared: int = 0
+    wide: int = 0  # global loads of 128 bits, bulk copies among them
+    narrow: int = 0  # all others
+    products: dict[str, int] = field(default_factory=dict)
+    made: str = ""  # what it was compiled from, source and types and constants, as one number
     means: str | None = None
     complaints: list[str] = field(default_factory=list)
 
@@ -150,10 +154,24 @@ def lines(folder: Path, number: int, target: Capability, shortlists: bool = Fals
     """
     case = load_cases(folder)[number]
     found = {}
-    for name, made in compiled(case, target, shortlists):
-        line = _read(case, name, made, target)
-        found.setdefault(line.made, line)
+    try:
+        for name, made in compiled(case, target, shortlists):
+            line = _read(case, name, made, target)
+            found.setdefault(line.made, line)
+    except Exception as error:
+        broken = Line(case.op, "?", case.name, target, made=f"{case.op} {case.name}")
+        broken.complaints.append(
+            f"{type(error).__name__}: {error}".splitlines()[0][:100].replace("|", "/")
+        )
+        return [*found.values(), broken]
     return list(found.values())
+
+
+def precompile(folder: Path, number: int, target: Capability, shortlists: bool) -> None:
+    """Compile one case into Triton's cache, for a program that will run it; see `lines`."""
+    with suppress(Exception):  # that program will meet the error again, and tell it
+        for _ in compiled(load_cases(folder)[number], target, shortlists):
+            pass
 
 
 def _read(case: Case, name: str, made: Any, target: Capability) -> Line:
@@ -191,21 +209,15 @@ def _read(case: Case, name: str, made: Any, target: Capability) -> Line:
 
 def allowed(table: Path) -> dict[tuple[str, ...], int]:
     """Narrow loads of each row of a table."""
-    text = table.read_text() if table.exists() else ""
-    rows = text.partition(BEGIN)[2].partition(END)[0].splitlines()
-    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows if row[:1] == "|"]
-    names = COLUMNS.split(", ")
-    return {tuple(row[:3]): int(row[names.index("narrow")]) for row in cells[2:]}
+    return {tuple(row[:3]): int(row[COLUMNS.index("narrow")]) for row in taken(table, MARK)}
 
 
 def as_table(found: list[Line]) -> str:
     """Lines in Markdown."""
     import triton
 
-    head = COLUMNS.split(", ")
-    rows = [head, ["---"] * len(head), *(line.cells for line in found)]
-    body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"Triton {triton.__version__}, by `python benchmarks/kernels/aot.py`:\n\n{body}"
+    table = markdown(COLUMNS, [line.cells for line in found])
+    return f"Triton {triton.__version__}, by `python benchmarks/kernels/aot.py`:\n\n{table}"
 
 
 def main() -> int:
@@ -216,7 +228,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile")
     parser.add_argument("--shortlists", action="store_true", help="all sizes worth a try, unjudged")
     parser.add_argument("--cases", type=Path, default=HERE / "cases", help="a folder of cases")
-    parser.add_argument("--table", type=Path, default=TABLE, help="file that holds the table")
+    parser.add_argument("--table", type=Path, default=DOCS, help="file that holds the table")
     parser.add_argument("--write", action="store_true", help="renew the table in that file")
     options = parser.parse_args()
     if options.write and (options.only or options.shortlists or options.sm != [80, 90]):
@@ -250,14 +262,8 @@ def main() -> int:
     red = sum(bool(line.complaints) for line in found)
     print(f"\n{len(found) - red} of {len(found)} kernels are as they should be")
     if options.write:
-        _write(options.table, as_table(found))
+        put(options.table, MARK, as_table(found))
     return int(red > 0)
-
-
-def _write(path: Path, table: str) -> None:
-    text = path.read_text() if path.exists() else f"{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
 
 
 if __name__ == "__main__":

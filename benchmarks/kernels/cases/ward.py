@@ -8,7 +8,7 @@ from case import Case, Inputs, normal
 from kernels.ward import cpu, reference
 
 
-def _case(clusters: int, width: int, *, processor: bool = False) -> Case:
+def _case(clusters: int, width: int, *, processor: bool = False, small: bool = False) -> Case:
     def inputs(device: str, seed: int) -> Inputs:
         keys = normal(device, seed, clusters, width, dtype=torch.float32)
         mass = normal(device, seed + 1, clusters).abs() + 0.1
@@ -33,7 +33,13 @@ def _case(clusters: int, width: int, *, processor: bool = False) -> Case:
         moved=4.0 * clusters * width,
         flops=3.0 * clusters * width,
         processor=processor,
+        small=small,
     )
 
 
-CASES = [_case(4096, 1024), _case(256, 16384), _case(512, 1024, processor=True)]
+CASES = [
+    _case(4096, 1024),
+    _case(256, 16384),
+    _case(512, 1024, processor=True),
+    _case(5, 40, small=True),
+]
