@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from contract import MemoryContract, Observation, copied, recalled, same
+from contract import Observation, copied, recalled, same
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from slot_contract import DIM, EMBEDDING, SlotContract, noise
 
 from vismem.memory.flash import RECENT_SHARE, FlashConfig, FlashMemory
 from vismem.memory.slots import JoinNotes, Slot, pool_grid
 
-DIM, EMBEDDING, TOKENS = 8, 6, 9
+TOKENS = 9
 SIZES: dict[str, Any] = {
     "token_dim": DIM,
     "max_tokens": TOKENS,
@@ -35,11 +35,7 @@ few = settings(
 )
 
 
-def noise(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class TestFlashMemory(MemoryContract):
+class TestFlashMemory(SlotContract):
     small, large, max_tokens = 12_000, 400_000, TOKENS
 
     def bank(self, budget: int, join_notes: JoinNotes | None = None, **sizes: Any) -> FlashMemory:
@@ -51,27 +47,6 @@ class TestFlashMemory(MemoryContract):
 
     def make_other(self, budget: int) -> FlashMemory:
         return FlashMemory(FlashConfig(token_dim=DIM, max_tokens=TOKENS, synopsis=(1, 2)), budget)
-
-    def observation(self, number: int, seed: int = 0) -> Observation:
-        scene = noise(TOKENS, DIM, seed=1000 * seed + number // 7 % 11)
-        return {
-            "tokens": scene + 0.1 * noise(TOKENS, DIM, seed=77_000 + 1000 * seed + number),
-            "time": 0.5 * number,
-            "embedding": scene[0, :EMBEDDING].clone(),
-            "note": bytes(number % 40),
-        }
-
-    def query(self) -> Tensor:
-        return noise(EMBEDDING, seed=5)
-
-    def hostile(self, good: Observation) -> dict[str, Observation]:
-        return {
-            "grid that does not fit": good | {"grid": (2, 3)},
-            "no embedding": good | {"embedding": None},
-            "embedding of another width": good | {"embedding": torch.ones(EMBEDDING + 1)},
-            "embedding of NaN": good | {"embedding": torch.full((EMBEDDING,), torch.nan)},
-            "note too long": good | {"note": bytes(41)},
-        }
 
     # ------------------------------------------------------------------ true books
 

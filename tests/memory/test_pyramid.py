@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from contract import MemoryContract, Observation, copied, same
+from contract import Observation, copied, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from slot_contract import DIM, EMBEDDING, SlotContract, noise
 from torch import Tensor
 
 from vismem.memory.base import Recall
@@ -18,15 +19,11 @@ from vismem.memory.published.pyramid import PublishedPyramid, PublishedPyramidCo
 from vismem.memory.pyramid import OVERHEAD, PyramidConfig, PyramidMemory, _Entry
 from vismem.memory.slots import pool_grid
 
-DIM, EMBEDDING, TOKENS = 8, 6, 12
+TOKENS = 12
 GRIDS = [(3, 4), (4, 3), (2, 6), (1, 12)]
 
 
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class TestPyramidMemory(MemoryContract):
+class TestPyramidMemory(SlotContract):
     small, large, max_tokens = 4_000, 400_000, TOKENS
 
     def make(self, budget: int) -> PyramidMemory:
@@ -36,25 +33,9 @@ class TestPyramidMemory(MemoryContract):
         return PyramidMemory(PyramidConfig(DIM, TOKENS, 4, EMBEDDING, max_note=40), budget)
 
     def observation(self, number: int, seed: int = 0) -> Observation:
-        scene = noise(TOKENS, DIM, seed=1000 * seed + number // 7 % 11)
-        return {
-            "tokens": scene + 0.1 * noise(TOKENS, DIM, seed=77_000 + 1000 * seed + number),
+        return super().observation(number, seed) | {
             "time": 0.5 * (number - number % 2),  # two frames at a time
             "grid": GRIDS[number // 3 % len(GRIDS)],
-            "embedding": scene[0, :EMBEDDING].clone(),
-            "note": bytes(number % 40),
-        }
-
-    def query(self) -> Tensor:
-        return noise(EMBEDDING, seed=5)
-
-    def hostile(self, good: Observation) -> dict[str, Observation]:
-        return {
-            "grid that does not fit": good | {"grid": (2, 3)},
-            "no embedding": good | {"embedding": None},
-            "embedding of another width": good | {"embedding": torch.ones(EMBEDDING + 1)},
-            "embedding of NaN": good | {"embedding": torch.full((EMBEDDING,), torch.nan)},
-            "note too long": good | {"note": bytes(41)},
         }
 
 
