@@ -27,7 +27,7 @@ from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame, as_rgb
 from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer, asked_span
 from vismem.heads.spoken import spoken
-from vismem.memory.base import Budget, Recall
+from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
 from vismem.memory.policies import POLICIES
 from vismem.memory.slots import SlotSnapshot
@@ -101,19 +101,17 @@ class VisualMemory(Closeable):
         queue: int = 8,
         moments: Mapping[str, Any] | None = None,
     ):
-        self.budget = Budget.parse(budget)
+        size = Budget.parse(budget)
         if retain is not None and not retain > 0:
             raise ValueError(f"retain is an age in seconds above 0, not {retain}")
         if queue < 1:
             raise ValueError(f"the queue needs room for at least one frame, not {queue}")
         name = encoder if isinstance(encoder, str) else encoder.identity["model"]
-        if policy != "moments" and policy not in POLICIES:
-            raise ValueError(f"policy is moments, {', '.join(POLICIES)}; not {policy}")
-        self.policy = policy
+        _check_policy(policy)
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.config = {
             "encoder": name,
-            "budget": self.budget.bytes,
+            "budget": size.bytes,
             "policy": policy,
             "retain": retain,
             "moments": dict(moments or {}),
@@ -129,7 +127,7 @@ class VisualMemory(Closeable):
         self._retain, self._durability = retain, durability
         self._store: MemoryStore | None = None
         self.model: ModelMemory | None = None
-        self._begin(queue)
+        self._begin(queue, size.bytes, policy)
         if settings:
             place = Path(path) if path is not None else None
             self.model = ModelMemory(settings, place, llm=llm, retain=retain, durability=durability)
@@ -139,17 +137,16 @@ class VisualMemory(Closeable):
                 path, encoder=self.encoder.identity, config=self.config, durability=durability
             )
 
-    def _begin(self, queue: int) -> None:
+    def _begin(self, queue: int, budget: int, policy: str) -> None:
         """Set up everything that is the same for a new memory and one that is opened."""
         self.stats = Stats()
         self._read_only = False
-        self._streams = StreamSet(self.budget.bytes, self.sizes, self.policy, self.stats)
+        self._streams = StreamSet(budget, self.sizes, policy, self.stats)
         self._store_lock = threading.RLock()  # held by whoever changes what is on disk
         self._writer = Writer(self._encode, self._take, self._refuse, queue)
         self._closed = False
         self._expired = False  # moments are gone from memory and not yet from disk
         self._logged = 0  # bytes of log since the last commit
-        self._most_logged = min(max(self.budget.bytes, COMMIT_BYTES[0]), COMMIT_BYTES[1])
         self._index: VectorIndex | None = None  # of a memory too large to compare with in full
 
     # ------------------------------------------------------------------ opening and closing
@@ -344,7 +341,7 @@ class VisualMemory(Closeable):
             if self._store and (
                 self._expired
                 or self._store.records >= COMMIT_RECORDS
-                or self._logged >= self._most_logged
+                or self._logged >= min(max(self.budget.bytes, COMMIT_BYTES[0]), COMMIT_BYTES[1])
             ):
                 self._commit()
             self._append(frame, encoding)
@@ -370,6 +367,70 @@ class VisualMemory(Closeable):
         self._streams.remember(stream.name, at, tensors)
         self.stats.written += 1
         self._expire()
+
+    # ------------------------------------------------------------------ changing
+
+    @property
+    def budget(self) -> Budget:
+        """What all streams together may hold."""
+        return Budget(self._streams.budget)
+
+    @property
+    def policy(self) -> str:
+        """What remembers pictures beside the moments; ``"moments"`` for nothing."""
+        return self._streams.policy
+
+    def change(
+        self, *, budget: Budget | int | str | None = None, policy: str | None = None
+    ) -> WriteReport:
+        """Take another budget or another policy, at once, and for good where there is a directory.
+
+        When this returns, the memory holds no more than the new budget, and what it gave up is gone
+        from the disk as well. It is done on a copy, which then takes the memory's place: questions
+        are answered meanwhile, frames wait, and for that long the bank of pictures is held twice. A
+        crash finds the memory as it was before or as it is after. What a video language model
+        remembers has its own budgets and stays as it is.
+
+        Moments are kept, whatever the policy; beside a bank they have half of the budget. A bank
+        takes over what the one before it holds: the scenes in time order, with their true times,
+        weights, notes and thumbnails. What is gone for good stays gone: no bank can give back
+        tokens that another had averaged or given up, or tell apart what it had merged. The abstract
+        memory of ``"star"`` is summed up anew from the scenes, and lost to the others. After
+        ``"moments"`` a bank begins empty, for thumbnails are no frames; back to ``"moments"``, the
+        scenes are given up.
+
+        Args:
+            budget: Bytes, or text such as ``"64MB"``; as before if ``None``.
+            policy: See the class; as before if ``None``.
+
+        Returns:
+            Bytes held now, and how many moments and scenes were merged and given up for it.
+
+        Raises:
+            StoreError: If the disk is full or fails; nothing is changed, call it again.
+            UsageError: If the memory is open for reading only, or closed.
+            ValueError: If the budget is no size, or there is no such policy; nothing is changed.
+
+        Example:
+            >>> with VisualMemory("1MB") as memory:
+            ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=0.0))
+            ...     _ = memory.change(budget="200KB", policy="flash")
+            ...     memory.budget.bytes, memory.policy, memory.nbytes <= 200_000
+            (200000, 'flash', True)
+        """
+        if self._read_only or self._closed:
+            raise UsageError("this memory is closed or open for reading only; open it to change it")
+        with self._store_lock:
+            size = self.budget if budget is None else Budget.parse(budget)
+            policy = self.policy if policy is None else policy
+            _check_policy(policy)
+            config = {**self.config, "budget": size.bytes, "policy": policy}
+            streams, report = self._streams.changed(size.bytes, policy)
+            if self._store:
+                self._commit(streams, config)
+            self._streams, self.config = streams, config
+            streams.count(report)
+        return report
 
     # ------------------------------------------------------------------ forgetting and sealing
 
@@ -410,13 +471,17 @@ class VisualMemory(Closeable):
                 self._commit()
         return gone
 
-    def _commit(self) -> None:
-        """Seal the memory as it is now."""
+    def _commit(
+        self, streams: StreamSet | None = None, config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Seal the memory as it is now, or as it shall be."""
         assert self._store is not None
         if self.model:
             self.model.save(self._store.path)
-        segments, state, meta = self._streams.contents()
-        report = self._store.commit(segments, state, meta=meta, events=self._events)
+        segments, state, meta = (self._streams if streams is None else streams).contents()
+        # The settings go with it each time: a change may have failed when the disk had it already.
+        config = self.config if config is None else config
+        report = self._store.commit(segments, state, meta=meta, config=config, events=self._events)
         self._logged = 0
         self._expired = False
         for problem in report.problems:
@@ -465,9 +530,10 @@ class VisualMemory(Closeable):
             ...     [(time, len(tokens)) for time, _, tokens in memory.recall("a dog").frames()]
             [(2.5, 15)]
         """
-        if self.policy == "moments":
+        streams = self._streams  # of one policy, if it is changed meanwhile
+        if streams.policy == "moments":
             raise UsageError("this memory keeps no visual tokens; make it with policy='flash'")
-        views = self.visual()
+        views = streams.visual()
         if stream is None and len(views) == 1:
             (stream,) = views
         if stream not in views:
@@ -500,8 +566,9 @@ class VisualMemory(Closeable):
         """
         if wait and not self._read_only:
             self.flush()
-        with self._streams.lock:  # all of the same instant
-            snapshots, views, facts = self.snapshots(), self.visual(), self.describe()
+        streams = self._streams
+        with streams.lock:  # all of the same instant
+            snapshots, views, facts = streams.snapshots(), streams.visual(), streams.describe()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
         found = answer(
@@ -558,6 +625,11 @@ class VisualMemory(Closeable):
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
         held = self._streams.get(stream)
         return held.clock.last_raw if held else None
+
+
+def _check_policy(policy: str) -> None:
+    if policy != "moments" and policy not in POLICIES:
+        raise ValueError(f"policy is moments, {', '.join(POLICIES)}; not {policy}")
 
 
 def _own(frame: Frame) -> Frame:

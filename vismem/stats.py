@@ -17,8 +17,9 @@ class Stats:
         late: Frames older than one before, left out.
         clock_jumps: How often a clock was set back and the stream's time carried on.
         refused: Frames that could not be taken: no time, no picture.
-        merged: Moments merged into a neighbour to keep the budget.
-        forgotten: Moments given up: by age, on request, or because nothing was left to merge.
+        merged: Moments and scenes merged into another to keep the budget.
+        forgotten: Moments and scenes given up: by age, on request, or because nothing was left to
+            merge.
         encode_seconds: Processor time of encoding.
     """
 

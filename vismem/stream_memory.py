@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class StreamMemory:
     def __init__(
         self, name: str, sizes: EpisodicConfig, policy: str, clock: StreamClock | None = None
     ):
-        self.name, self.sizes = name, sizes
+        self.name, self.sizes, self.policy = name, sizes, policy
         self.clock = clock or StreamClock()
         self.moments = EpisodicMemory(sizes, 0)
         self.bank: SlotMemory | None = None
@@ -81,22 +82,57 @@ class StreamMemory:
             tensors: What `vismem.observation.observation` gave, or a log gives back.
         """
         report = self.moments.write(time=time, **arguments(tensors))
-        if self.bank:
-            self.bank.write(
-                tensors["tokens"],
-                time,
-                grid=grid_of(tensors["positions"]),
-                embedding=tensors["embedding"],
-                note=write_note(tensors, time, self.sizes),
-            )
-        return report
+        if not self.bank:
+            return report
+        scenes = self.bank.write(
+            tensors["tokens"],
+            time,
+            grid=grid_of(tensors["positions"]),
+            embedding=tensors["embedding"],
+            note=write_note(tensors, time, self.sizes),
+        )
+        return self._of_both(report, scenes)
+
+    def _of_both(self, moments: WriteReport, scenes: WriteReport) -> WriteReport:
+        """What was done to moments and scenes, as one report."""
+        merged, dropped = moments.merged + scenes.merged, moments.dropped + scenes.dropped
+        return WriteReport(self.nbytes, moments.boundary, merged, dropped)
 
     def set_budget(self, budget: int) -> WriteReport:
-        """Take another budget in bytes, at once; reports what that did to the moments."""
-        share = int(BANK_SHARE * budget) if self.bank else 0
-        if self.bank:
-            self.bank.set_budget(share)
-        return self.moments.set_budget(budget - share)
+        """Take another budget in bytes, at once; reports what that merged and dropped."""
+        if not self.bank:
+            return self.moments.set_budget(budget)
+        share = int(BANK_SHARE * budget)
+        scenes = self.bank.set_budget(share)
+        return self._of_both(self.moments.set_budget(budget - share), scenes)
+
+    def changed(self, budget: int, policy: str) -> tuple[StreamMemory, WriteReport]:
+        """A copy with another budget or policy; this one stays as it is and can go on.
+
+        The copy holds the same moments, and of another policy the scenes that this bank holds; see
+        `SlotMemory.take_over`. Without a bank here the other begins empty.
+
+        Args:
+            budget: Bytes.
+            policy: As of the class.
+
+        Returns:
+            The copy, and what the change merged and dropped of moments and scenes.
+        """
+        other = StreamMemory(self.name, self.sizes, policy, replace(self.clock))
+        other.moments.set_budget(self.moments.budget)
+        other.moments.restore(self.moments.segments, self.moments.working_state())
+        if self.bank and other.bank and policy == self.policy:
+            other.bank.set_budget(self.bank.budget)
+            other.bank.load_state_dict(self.bank.state_dict())
+        report = other.set_budget(budget)
+        self.moments.skip_names(other.moments)
+        if self.bank and policy != self.policy:
+            scenes = WriteReport(0, dropped=self.bank.count)
+            if other.bank:
+                scenes = other.bank.take_over(self.bank)
+            report = other._of_both(report, scenes)
+        return other, report
 
     def forget(self, start: float, end: float) -> int:
         """Give up everything that touches a span of time; how many moments and scenes are gone."""

@@ -64,7 +64,7 @@ class StreamSet(Mapping[str, StreamMemory]):
 
     def _share_budget(self) -> None:
         for stream in self._streams.values():
-            self._count(stream.set_budget(self.budget // len(self._streams)))
+            self.count(stream.set_budget(self.budget // len(self._streams)))
 
     def remember(self, name: str, time: float, tensors: Mapping[str, Tensor]) -> None:
         """Take one frame; see `StreamMemory.write`."""
@@ -72,9 +72,24 @@ class StreamSet(Mapping[str, StreamMemory]):
         with self.lock:
             report = stream.write(time, tensors)
             self.frames += 1
-        self._count(report)
+        self.count(report)
 
-    def _count(self, report: WriteReport) -> None:
+    def changed(self, budget: int, policy: str) -> tuple[StreamSet, WriteReport]:
+        """A copy with another budget or policy, and what that merged and dropped, not yet counted.
+
+        This set stays as it is and can go on; see `StreamMemory.changed`. Segments are shared.
+        Nobody may write meanwhile; readers may read.
+        """
+        other = StreamSet(budget, self.sizes, policy, self.stats)
+        other.frames = self.frames
+        merged = dropped = 0
+        for name, stream in self.items():
+            other._streams[name], report = stream.changed(budget // len(self), policy)
+            merged, dropped = merged + report.merged, dropped + report.dropped
+        return other, WriteReport(other.nbytes, merged=merged, dropped=dropped)
+
+    def count(self, report: WriteReport) -> None:
+        """Note what merging and forgetting cost."""
         self.stats.merged += report.merged
         self.stats.forgotten += report.dropped
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
 from vismem.memory.observations import Observation
-from vismem.memory.slots import SlotSnapshot
+from vismem.memory.slots import Slot, SlotSnapshot
 
 __all__ = ["Sizes", "SlotMemory", "check_observation"]
 
@@ -118,6 +119,39 @@ class SlotMemory(Memory):
     @abstractmethod
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget, at once; reports what that merged and dropped."""
+
+    @torch.inference_mode(False)
+    def take_over(self, other: SlotMemory) -> WriteReport:
+        """Hold what another bank of the same stream holds, and go on where it stands.
+
+        Every slot stays one: its representative, when it was seen, its note, its embedding, and
+        what the slot stands for (first and last second, weight). Of the tokens the sharpest that
+        the other has are taken, and the mean over the slot where it is of a form that this bank
+        keeps too. A mean of another form is begun anew from the representative, and what a bank
+        sums up without times (the abstract memory of ``"star"``) from the slots.
+
+        Args:
+            other: A bank of the same sizes; it stays as it is.
+
+        Returns:
+            What was merged and dropped to hold this bank's budget.
+
+        Raises:
+            ValueError: If this bank has been written to.
+        """
+        if self._writes:
+            raise ValueError("only a bank that is empty takes over what another holds")
+        self._writes, self._last = other._writes, other._last
+        return self._take_over(other.snapshot().slots())
+
+    @abstractmethod
+    def _take_over(self, slots: Sequence[Slot]) -> WriteReport:
+        """Hold the slots of another bank, given by the time of their representatives."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many slots are held."""
 
     @abstractmethod
     def forget(self, start: float, end: float) -> int:

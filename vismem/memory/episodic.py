@@ -181,6 +181,10 @@ class EpisodicMemory(Memory):
         self._names += 1
         return f"{self._names:08d}"
 
+    def skip_names(self, other: EpisodicMemory) -> None:
+        """Never give a segment a name that another instance has given, a copy with its own fate."""
+        self._names = max(self._names, other._names)
+
     def _replace(self, first: int, last: int, new: Sequence[Segment]) -> None:
         """Put ``new`` in the place of segments ``first`` to ``last - 1``."""
         self._bytes += sum(s.nbytes for s in new) - sum(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +139,11 @@ class FlashMemory(SlotMemory):
         return self._past.nbytes + self._recent_bytes
 
     @property
+    def count(self) -> int:
+        """How many slots are held."""
+        return len(self._past) + len(self._recent)
+
+    @property
     def oldest(self) -> float:
         """When the oldest observation still held was seen; infinity if nothing is held."""
         recent = self._recent[0].time if self._recent else math.inf
@@ -182,14 +187,8 @@ class FlashMemory(SlotMemory):
         ):
             observation = self._recent.popleft()
             self._recent_bytes -= observation.nbytes
-            if self._make_room(observation):
-                self._past.add(observation)
-            elif len(self._past) > 1:
-                self._past.merge()
-                self._past.add(observation)
-                merged += 1
-            else:
-                dropped += 1
+            had_room, kept = self._pass_on(observation)
+            merged, dropped = merged + (kept and not had_room), dropped + (not kept)
         past = self._past
         while self.nbytes > self.budget.bytes:
             if past.room > SPARSE * len(past) + 1:
@@ -215,6 +214,29 @@ class FlashMemory(SlotMemory):
                 self._recent_bytes -= self._recent.popleft().nbytes
                 dropped += 1
         return WriteReport(self.nbytes, merged=merged, dropped=dropped)
+
+    def _pass_on(self, observation: Observation, slot: Slot | None = None) -> tuple[bool, bool]:
+        """Begin a scene; whether there was room without merging two, and whether it is kept."""
+        had_room = self._make_room(observation)
+        if not had_room and len(self._past) < 2:
+            return False, False
+        if not had_room:
+            self._past.merge()
+        self._past.add(observation, slot)
+        return had_room, True
+
+    def _take_over(self, slots: Sequence[Slot]) -> WriteReport:
+        merged = dropped = 0
+        for slot in slots:
+            observation = Observation.of(slot)
+            if slot.level == "recent":
+                self._recent.append(observation)
+                self._recent_bytes += observation.nbytes
+            else:
+                had_room, kept = self._pass_on(observation, slot)
+                merged, dropped = merged + (kept and not had_room), dropped + (not kept)
+        report = self._settle()
+        return WriteReport(report.nbytes, False, report.merged + merged, report.dropped + dropped)
 
     def _floor(self, share: float) -> float:
         """Bytes of details or synopses that give no more way."""

@@ -45,6 +45,12 @@ class Observation:
         """Bytes that it takes."""
         return self.tokens.nbytes + self.embedding.nbytes + len(self.note) + OVERHEAD
 
+    @classmethod
+    def of(cls, slot: Slot) -> Observation:
+        """The representative of a slot, with tokens of its own."""
+        values = {name: getattr(slot, name) for name in cls.__slots__}
+        return cls(**(values | {"tokens": slot.tokens.clone()}))
+
     def slot(self, level: str, **more: Any) -> Slot:
         """The observation as a slot: one of its own, unless told more."""
         values: dict[str, Any] = {"first": self.time, "last": self.time, "weight": 1}

@@ -18,7 +18,7 @@ Source: Huang et al., "Online Video Understanding: OVBench and VideoChat-Online"
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -194,6 +194,11 @@ class PyramidMemory(SlotMemory):
         return sum(self._level_bytes)
 
     @property
+    def count(self) -> int:
+        """How many slots are held."""
+        return len(self._entries)
+
+    @property
     def oldest(self) -> float:
         """When the oldest observation still held was seen; infinity if nothing is held."""
         return self._entries[0].first if self._entries else math.inf
@@ -220,6 +225,23 @@ class PyramidMemory(SlotMemory):
         """Take another budget, at once; reports what that merged and dropped."""
         self.budget = Budget.parse(budget)
         return self._settle()
+
+    def _take_over(self, slots: Sequence[Slot]) -> WriteReport:
+        """Entries in the order of their first seconds, for spans of other banks may overlap."""
+        finest = max((slot.grid for slot in slots), key=math.prod, default=(1, 1))
+        for slot in sorted(slots, key=lambda slot: (slot.first, slot.source)):
+            kept, level = Observation.of(slot), self._level(slot, finest)
+            entry = _Entry(kept, slot.first, slot.last, slot.weight, level)
+            self._replace(len(self._entries), 0, entry)
+        return self._settle()
+
+    def _level(self, slot: Slot, finest: tuple[int, int]) -> int:
+        """The level that has the resolution of a slot, if `finest` is that of the first."""
+        level = 0
+        while level < self.config.levels - 1 and math.prod(slot.grid) < math.prod(finest):
+            finest = (finest[0] + 1 >> 1, finest[1] + 1 >> 1)
+            level += 1
+        return level
 
     def _replace(self, place: int, count: int, *new: _Entry) -> None:
         """Put entries in the place of ``count``, and compare those with their neighbours alone."""

@@ -18,7 +18,7 @@ Source: Zhang et al., "Flash-VStream: Memory-Based Real-Time Understanding for L
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 from vismem.memory.base import Budget, WriteReport
 from vismem.memory.flash import FlashConfig, FlashMemory
 from vismem.memory.observations import Observation
+from vismem.memory.slots import Slot
 
 __all__ = ["StarConfig", "StarMemory"]
 
@@ -103,6 +104,12 @@ class StarMemory(FlashMemory):
         self._sum_up(observation.tokens.float().mean(0))
         self._abstract_since = min(self._abstract_since, observation.time)
         super()._take(observation)
+
+    def _take_over(self, slots: Sequence[Slot]) -> WriteReport:
+        for slot in slots:
+            self._sum_up(slot.tokens.float().mean(0))
+            self._abstract_since = min(self._abstract_since, slot.first)
+        return super()._take_over(slots)
 
     def _sum_up(self, token: Tensor) -> None:
         """Write a frame's mean into the abstract memory; one of zeros has no direction."""

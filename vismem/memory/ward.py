@@ -28,6 +28,8 @@ from vismem.memory.slots import JoinNotes, Slot, pool_grid
 
 __all__ = ["WardClusters"]
 
+COARSE = ("synopsis", "gist")  # levels of slots whose representative has given up its tokens
+
 
 class WardClusters:
     """The clusters; see the module.
@@ -113,16 +115,34 @@ class WardClusters:
             self._columns = {name: column.clone() for name, column in self._columns.items()}
             self._shared = False
 
-    def add(self, observation: Observation) -> None:
-        """Begin a cluster; there must be room."""
+    def add(self, observation: Observation, slot: Slot | None = None) -> None:
+        """Begin a cluster; there must be room.
+
+        Args:
+            observation: Its representative.
+            slot: What it stands for already, if it is more than the observation.
+        """
         self._own()
         row, columns = len(self), self._columns
-        tokens, grid = observation.tokens, observation.grid
+        tokens, grid, weight, span = (
+            observation.tokens,
+            observation.grid,
+            1,
+            (observation.time,) * 2,
+        )
+        sharp, finer = True, self.grid != self.gist
+        if slot is not None:
+            weight, span = slot.weight, (slot.first, slot.last)
+            if slot.synopsis is not None:
+                tokens, grid = slot.synopsis, slot.synopsis_grid
+                finer = finer and grid != self.gist
+            elif slot.level in COARSE:  # its tokens are a mean, its representative has none
+                sharp, finer = False, finer and slot.level != "gist"
+                observation = replace(observation, tokens=tokens[:0].clone())
         columns["gist"][row] = pool_grid(tokens, grid, self.gist)
-        columns["weight"][row] = 1
-        columns["span"][row] = observation.time
-        finer = self.grid != self.gist
-        columns["sharp"][row], columns["finer"][row] = True, finer
+        columns["weight"][row] = weight
+        columns["span"][row] = torch.tensor(span, dtype=torch.float64)
+        columns["sharp"][row], columns["finer"][row] = sharp, finer
         self.kept.append(observation)
         self.synopses.append(pool_grid(tokens, grid, self.grid) if finer else tokens[:0].clone())
         self._count(row, 1)

@@ -31,6 +31,7 @@ def write_commit(
     segments: Mapping[str, SegmentData],
     state: Mapping[str, Tensor],
     meta: Mapping[str, Any] | None,
+    config: Mapping[str, Any] | None,
     first: int,
 ) -> Manifest:
     """Write new segments, the state and an empty tail.
@@ -41,6 +42,7 @@ def write_commit(
         segments: All segments, in order; only new names are looked up.
         state: Tensors of the mutable state.
         meta: Facts to note, or ``None`` for those of the last commit.
+        config: How the memory is set up from now on, or ``None`` for as before.
         first: Number that the next record will have.
 
     Returns:
@@ -61,7 +63,7 @@ def write_commit(
     sync_directory(directory)
     return Manifest(
         encoder=before.encoder,
-        config=before.config,
+        config=before.config if config is None else dict(config),
         meta=before.meta if meta is None else dict(meta),
         durability=before.durability,
         tail=tail_file(generation),

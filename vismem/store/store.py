@@ -273,6 +273,7 @@ class MemoryStore(Closeable):
         state: Mapping[str, Tensor],
         *,
         meta: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         events: Callable[[SegmentFile], Iterable[Event]] | None = None,
     ) -> CommitReport:
         """Make this the memory, in place of the last commit and every record appended since.
@@ -286,6 +287,7 @@ class MemoryStore(Closeable):
                 same content for ever.
             state: Everything else that the memory needs to go on from here.
             meta: Facts to note, JSON; as before if ``None``.
+            config: How the memory is set up from now on, JSON; as before if ``None``.
             events: Gives the events of a segment; asked for those that are not in the index yet.
 
         Raises:
@@ -299,7 +301,13 @@ class MemoryStore(Closeable):
         try:
             first = self._tail.first + len(self._tail)
             manifest = write_commit(
-                self.path, before, segments=segments, state=state, meta=meta, first=first
+                self.path,
+                before,
+                segments=segments,
+                state=state,
+                meta=meta,
+                config=config,
+                first=first,
             )
             write_manifest(self.path, manifest)
         except OSError as error:
