@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vismem.errors import UsageError
 from vismem.memory.kv.shape import KVShape
-from vismem.models.preprocess import PixelScale
+from vismem.models.preprocess import PixelScale, check_frames, normalise, resize
 from vismem.models.rope import Rope, grid_positions
 
 __all__ = ["Family", "FrameTokens", "Prompt"]
@@ -133,13 +133,17 @@ class Family(ABC):
         rows, columns = self.grid(1, 1)  # of most families the same for every size
         return rows * columns
 
-    @abstractmethod
     def pixels(self, frames: Tensor | np.ndarray) -> Any:
         """Frames ``(F, H, W, 3)`` uint8 as the vision part takes them, on the model's device.
+
+        Of most families ``(F, 3, S, S)``, squares whatever the shape of a frame.
 
         Raises:
             ValueError: If frames have another form.
         """
+        side = self.model.config.vision_config.image_size
+        planes = resize(check_frames(frames).to(self.device), side, side)
+        return normalise(planes, self.scale).to(self.dtype)
 
     @abstractmethod
     def embed_frames(self, frames: Tensor | np.ndarray) -> FrameTokens:

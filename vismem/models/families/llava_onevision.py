@@ -14,7 +14,6 @@ from einops import rearrange
 from torch import Tensor
 
 from vismem.models.families.family import Family, FrameTokens, Prompt
-from vismem.models.preprocess import check_frames, normalise, resize
 
 __all__ = ["LlavaOneVision"]
 
@@ -45,12 +44,6 @@ class LlavaOneVision(Family):
         vision = self.model.config.vision_config
         side = (vision.image_size // vision.patch_size + 1) // 2
         return side, side
-
-    def pixels(self, frames: Tensor | np.ndarray) -> Tensor:
-        """Frames ``(F, H, W, 3)`` uint8 as ``(F, 3, S, S)`` in the model's number format."""
-        side = self.model.config.vision_config.image_size
-        planes = resize(check_frames(frames).to(self.device), side, side)
-        return normalise(planes, self.scale).to(self.dtype)
 
     @torch.no_grad()
     def embed_frames(self, frames: Tensor | np.ndarray) -> FrameTokens:
