@@ -1,4 +1,4 @@
-"""The command line: ``vismem run | ask | detect | inspect | export | forget | info | bench``.
+"""The command line: ``vismem run | ask | detect | demo | inspect | export | forget``, and more.
 
 Heavy imports stay inside the verbs, so that ``vismem --help`` is instant. Exit codes: 0; 2 wrong
 usage; 3 the source is missing, unreachable or unreadable; 4 the store is damaged or unknown.
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import tyro
 
+from vismem.cli.demo import Demo
 from vismem.cli.detect import Detect
 from vismem.cli.machine import Bench, Info
 from vismem.cli.run import Run, read_preset
@@ -24,6 +25,7 @@ _VERBS: dict[str, type] = {
     "run": Run,
     "ask": Ask,
     "detect": Detect,
+    "demo": Demo,
     "inspect": Inspect,
     "export": Export,
     "forget": Forget,
@@ -34,6 +36,7 @@ _Verb = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
+    | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Forget, tyro.conf.subcommand("forget")]
