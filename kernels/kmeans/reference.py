@@ -14,18 +14,19 @@ def kmeans_assign(x: Tensor, centroids: Tensor, expanded: bool = False) -> tuple
     else:
         squares = ((x64 - c64) ** 2).sum(-1)
     labels = squares.sqrt().argmin(1)
-    return labels, squares.gather(1, labels[:, None])[:, 0].to(x.dtype)
+    dtype = x.dtype if expanded else torch.promote_types(x.dtype, torch.float32)
+    return labels, squares.gather(1, labels[:, None])[:, 0].to(dtype)
 
 
 def kmeans_update(
     x: Tensor, weights: Tensor, labels: Tensor, clusters: int
 ) -> tuple[Tensor, Tensor]:
     """Go through the clusters, see :func:`vismem.kernels.kmeans.kmeans_update`."""
-    means = torch.zeros(clusters, x.shape[1], dtype=torch.float64)
-    mass = torch.zeros(clusters, dtype=torch.float64)
+    means = torch.zeros(clusters, x.shape[1], dtype=torch.float64, device=x.device)
+    mass = torch.zeros(clusters, dtype=torch.float64, device=x.device)
     for cluster in range(clusters):
         members, weight = x[labels == cluster].double(), weights[labels == cluster].double()
         mass[cluster] = weight.sum()
         if mass[cluster]:
             means[cluster] = (weight[:, None] * members).sum(0) / mass[cluster]
-    return means.to(x.dtype), mass.to(x.dtype)
+    return means.to(x.dtype), mass.to(torch.promote_types(x.dtype, torch.float32))

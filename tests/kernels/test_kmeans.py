@@ -92,16 +92,95 @@ def test_half_precision_is_summed_in_float32() -> None:
     x = torch.ones(5000, 2, dtype=torch.float16)
     means, mass = kmeans_update(x, x[:, 0], torch.zeros(5000, dtype=torch.int64), 2)
     assert means.tolist() == [[1, 1], [0, 0]] and mass.tolist() == [5000, 0]
-    assert means.dtype == mass.dtype == torch.float16
+    assert means.dtype == torch.float16 and mass.dtype == torch.float32
+
+
+def test_sums_beyond_half_precision_are_kept() -> None:
+    """Float16 ends at 65504; 3000 rows of 40 are 120000."""
+    x, labels = torch.full((3000, 1), 40.0).half(), torch.zeros(3000, dtype=torch.int64)
+    weights = torch.full((3000,), 2.0**-12)
+    for each in (weights, torch.ones(3000), weights.half()):
+        means, mass = kmeans_update(x, each, labels, 1)
+        assert means.tolist() == [[40.0]] and mass.tolist() == [float(each.float().sum())]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_rounded_at_every_step_of_the_distance(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_half_precision_is_measured_in_float32(dtype: torch.dtype, offset: float) -> None:
+    """At the offset, products of bfloat16 tell nothing apart."""
     draws = torch.Generator().manual_seed(2)
-    x, centroids = (torch.randn(n, 50, generator=draws).to(dtype) for n in (40, 12))
-    labels, _ = kmeans_assign(x, centroids)
-    squares = ((x[:, None] - centroids) ** 2).sum(-1)
-    assert torch.equal(labels, squares.sqrt().argmin(1))
+    x, centroids = ((torch.randn(n, 50, generator=draws) + offset).to(dtype) for n in (400, 120))
+    labels, squares = kmeans_assign(x, centroids)
+    expected = reference.kmeans_assign(x, centroids)
+    assert squares.dtype == torch.float32
+    differ = labels != expected[0]
+    # Bfloat16 near 30 has eighths: there are ties.
+    assert not differ.any() or (offset and dtype == torch.bfloat16 and differ.sum() < 4)
+    torch.testing.assert_close(squares, expected[1], rtol=1e-5, atol=1e-5)
+
+
+def test_products_that_round_their_input_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = torch.Generator().manual_seed(5)
+    x, centroids = (torch.randn(n, 600, generator=draws) for n in (300, 200))
+    expected = kmeans_assign(x, centroids)
+
+    def rounded(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
+        return (x.bfloat16().float() @ y.bfloat16().float().T) + bias
+
+    assert not torch.equal(
+        rounded(x, -2 * centroids, centroids.square().sum(1)).argmin(1), expected[0]
+    )
+    monkeypatch.setattr(cpu, "products", rounded)
+    monkeypatch.setattr(cpu, "rounding", lambda x: 2.0**-8)
+    found = kmeans_assign(x, centroids)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_near_ties_are_settled_by_differences(dtype: torch.dtype) -> None:
+    """Neighbours that differ in one place, far from zero and from each other's centre."""
+    draws = torch.Generator().manual_seed(6)
+    centroids = (100 * torch.randn(1, 300, generator=draws)).to(dtype).repeat(40, 1)
+    places = torch.arange(40)
+    centroids[places, places] += 8 * centroids[places, places].abs().clamp_min(1)
+    x = centroids[torch.randperm(40, generator=draws)].repeat(9, 1)
+    labels, squares = kmeans_assign(x, centroids)
+    assert torch.equal(centroids[labels], x) and not squares.any()
+
+
+def test_what_is_not_a_number_is_the_nearest() -> None:
+    x, centroids = torch.randn(5, 3, generator=torch.Generator().manual_seed(7)), torch.eye(3)
+    expected = kmeans_assign(x, centroids)[0]
+    x[2, 1] = torch.nan
+    labels, squares = kmeans_assign(x, centroids)
+    assert labels.tolist() == [*expected[:2].tolist(), 0, *expected[3:].tolist()]
+    assert squares.isnan().tolist() == [False, False, True, False, False]
+    centroids[1, 0] = torch.nan
+    labels, squares = kmeans_assign(x, centroids)
+    assert labels.tolist() == [1, 1, 0, 1, 1] and squares.isnan().all()
+
+
+def test_distances_without_end_are_a_tie() -> None:
+    x = torch.tensor([[torch.inf], [3e38], [0.0]])
+    labels, squares = kmeans_assign(x, torch.tensor([[-3e38], [1.0]]))
+    assert labels.tolist() == [0, 0, 1] and squares.tolist() == [torch.inf, torch.inf, 1]
+
+
+@pytest.mark.parametrize("expanded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_whole(expanded: bool, dtype: torch.dtype) -> None:
+    draws = torch.Generator().manual_seed(8)
+    x, centroids = (torch.randn(n, 20, generator=draws).to(dtype) for n in (30, 5))
+    compiled = torch.compile(kmeans_assign, fullgraph=True, backend="aot_eager")
+    found = compiled(x, centroids, expanded=expanded)
+    expected = kmeans_assign(x, centroids, expanded=expanded)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert found[0].dtype == expected[0].dtype and found[1].dtype == expected[1].dtype
+
+
+def test_custom_op_keeps_its_promises() -> None:
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(9)).half()
+    torch.library.opcheck(torch.ops.vismem.kmeans_assign_torch, (x, x[:3].clone()))
 
 
 def test_the_same_input_gives_the_same_bits() -> None:
