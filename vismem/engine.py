@@ -46,6 +46,11 @@ class Writer(Generic[T]):
         self._closing = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def waiting(self) -> int:
+        """Frames handed over and not yet stored."""
+        return len(self._waiting)
+
     def put(self, frame: Frame, *, block: bool = True) -> bool:
         """Hand over a frame.
 

@@ -7,7 +7,6 @@ appended to the log before it is acknowledged, so a crash loses nothing that was
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
@@ -16,16 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
 from vismem.closeable import Closeable
 from vismem.encoders import load_encoder
 from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
-from vismem.frame import Frame, as_rgb
-from vismem.heads.answer import THRESHOLD, Answer, Nearest, answer, asked_span
+from vismem.frame import Frame
+from vismem.heads.answer import THRESHOLD, Answer, answer, asked_span
+from vismem.heads.nearest import nearest_by
 from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
@@ -53,7 +50,6 @@ __all__ = ["VisualMemory"]
 
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
-NEAREST = 4096  # moments that the vector index picks for comparison
 
 
 class VisualMemory(Closeable):
@@ -81,6 +77,7 @@ class VisualMemory(Closeable):
         ValueError: If a setting is out of range.
 
     Example:
+        >>> import numpy as np
         >>> with VisualMemory(budget="1MB") as memory:
         ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=0.0))
         ...     memory.ask("a dog").abstained
@@ -303,7 +300,7 @@ class VisualMemory(Closeable):
         if self.model:
             _ = self.model.llm  # loaded here, where the caller learns what is wrong with it
         try:
-            frame = _own(frame)
+            frame = frame.owned()
         except ValueError:
             self.stats.refused += 1
             raise
@@ -412,6 +409,7 @@ class VisualMemory(Closeable):
             ValueError: If the budget is no size, or there is no such policy; nothing is changed.
 
         Example:
+            >>> import numpy as np
             >>> with VisualMemory("1MB") as memory:
             ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=0.0))
             ...     _ = memory.change(budget="200KB", policy="flash")
@@ -524,6 +522,7 @@ class VisualMemory(Closeable):
             UsageError: If the memory keeps no visual tokens, or there is no such stream.
 
         Example:
+            >>> import numpy as np
             >>> with VisualMemory("1MB", policy="flash") as memory:
             ...     _ = memory.write(Frame(np.zeros((36, 64, 3), np.uint8), timestamp=2.5))
             ...     memory.flush()
@@ -570,7 +569,9 @@ class VisualMemory(Closeable):
         with streams.lock:  # all of the same instant
             snapshots, views, facts = streams.snapshots(), streams.visual(), streams.describe()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
-        nearest = {name: self._nearest(place) for place, name in enumerate(snapshots)}
+        nearest = None
+        if index := self._index:
+            nearest = {name: nearest_by(index, place) for place, name in enumerate(snapshots)}
         found = answer(
             question,
             snapshots,
@@ -578,7 +579,7 @@ class VisualMemory(Closeable):
             scenes=scenes,
             threshold=threshold,
             memory=facts,
-            nearest=nearest if self._index else None,
+            nearest=nearest,
         )
         if not (self.model and words):
             return found
@@ -588,33 +589,13 @@ class VisualMemory(Closeable):
         replies = self.model.ask(question, snapshots, vector, until if until < newest else None)
         return spoken(found, replies, snapshots)
 
-    def _nearest(self, place: int) -> Nearest:
-        """What picks the moments of a stream that are worth comparing, by the vector index."""
-
-        def pick(snapshot: EpisodicSnapshot, vector: torch.Tensor) -> torch.Tensor:
-            assert self._index is not None
-            index = self._index
-            first = {
-                f"{place}-{segment.name}": int(offset)
-                for segment, offset in zip(snapshot.segments, snapshot.offsets, strict=False)
-            }
-            _, numbers, rows = index.search(vector[None], NEAREST)
-            found = [
-                first[index.segments[number]] + row
-                for number, row in zip(numbers[0].tolist(), rows[0].tolist(), strict=True)
-                if number >= 0 and index.segments[number] in first
-            ]
-            # What came after the index was built is compared in full.
-            for (name, offset), segment in zip(first.items(), snapshot.segments, strict=True):
-                if name not in index.covered:
-                    found += range(offset, offset + len(segment))
-            return torch.tensor(sorted(set(found)), dtype=torch.int64)
-
-        return pick
-
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
         return self._streams.describe()
+
+    def counts(self) -> dict[str, int]:
+        """How many ``moments`` and ``scenes`` are held, and how many frames are ``waiting``."""
+        return self._streams.counts() | {"waiting": self._writer.waiting}
 
     @property
     def nbytes(self) -> int:
@@ -630,20 +611,3 @@ class VisualMemory(Closeable):
 def _check_policy(policy: str) -> None:
     if policy != "moments" and policy not in POLICIES:
         raise ValueError(f"policy is moments, {', '.join(POLICIES)}; not {policy}")
-
-
-def _own(frame: Frame) -> Frame:
-    """Check a frame and copy what a caller may change while it waits."""
-    try:
-        timestamp = float(frame.timestamp)
-    except (TypeError, ValueError):
-        timestamp = math.nan
-    if not math.isfinite(timestamp):
-        raise ValueError(f"a frame's timestamp must be finite seconds, not {frame.timestamp!r}")
-    image = as_rgb(frame.image)
-    if np.may_share_memory(image, frame.image):
-        image = image.copy()
-    pose = None if frame.pose is None else np.array(frame.pose, np.float64)
-    if pose is not None and pose.shape != (4, 4):
-        raise ValueError(f"a pose is (4, 4) camera-to-world, not {pose.shape}")
-    return Frame(image, timestamp, frame.stream, frame.index, pose)

@@ -131,6 +131,15 @@ class StreamSet(Mapping[str, StreamMemory]):
                 "span": span,
             }
 
+    def counts(self) -> dict[str, int]:
+        """How many ``moments`` and ``scenes`` are held."""
+        with self.lock:
+            banks = [stream.bank for stream in self.values() if stream.bank]
+            return {
+                "moments": sum(stream.moments.count for stream in self.values()),
+                "scenes": sum(bank.count for bank in banks),
+            }
+
     @property
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""

@@ -72,6 +72,11 @@ class EpisodicMemory(Memory):
         return self._bytes + (self._open.nbytes if self._open else 0)
 
     @property
+    def count(self) -> int:
+        """How many moments are held, the open one included."""
+        return sum(map(len, self._segments)) + (self._open is not None)
+
+    @property
     def segments(self) -> tuple[Segment, ...]:
         """All closed moments, in time order."""
         return tuple(self._segments)
