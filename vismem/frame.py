@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,26 @@ class Frame:
     def width(self) -> int:
         """Columns of the picture, in pixels."""
         return int(self.image.shape[1])
+
+    def owned(self) -> Frame:
+        """Check the frame, and copy what its source may change while the frame waits.
+
+        Raises:
+            ValueError: If it holds no picture or no time, or its pose is not ``(4, 4)``.
+        """
+        try:
+            timestamp = float(self.timestamp)
+        except (TypeError, ValueError):
+            timestamp = math.nan
+        if not math.isfinite(timestamp):
+            raise ValueError(f"a frame's timestamp must be finite seconds, not {self.timestamp!r}")
+        image = as_rgb(self.image)
+        if np.may_share_memory(image, self.image):
+            image = image.copy()
+        pose = None if self.pose is None else np.array(self.pose, np.float64)
+        if pose is not None and pose.shape != (4, 4):
+            raise ValueError(f"a pose is (4, 4) camera-to-world, not {pose.shape}")
+        return Frame(image, timestamp, self.stream, self.index, pose)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

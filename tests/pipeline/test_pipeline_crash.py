@@ -14,6 +14,7 @@ from tiny_memory import STEP, crash, fill, frame, replies, state_of
 
 import vismem as vm
 from vismem.errors import StoreError
+from vismem.heads.nearest import nearest_by
 from vismem.store import MemoryStore
 
 # ---------------------------------------------------------------------- crashes
@@ -92,7 +93,8 @@ def test_a_vector_index_gives_the_same_answers(
     crash(memory)
     with vm.VisualMemory.open(path, read_only=True, encoder=tiny) as reader:
         assert reader._index is not None and reader._index.covered
-        picked = reader._nearest(0)(reader.snapshots()["camera"], tiny.query(asked).vector)
+        pick = nearest_by(reader._index, 0)
+        picked = pick(reader.snapshots()["camera"], tiny.query(asked).vector)
         newest = len(reader.snapshots()["camera"]) - 1
         assert newest in picked.tolist(), "what came after the index is compared, too"
         for threshold in (0.0, 0.3, 0.5):
