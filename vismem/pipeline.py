@@ -593,6 +593,10 @@ class VisualMemory(Closeable):
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""
         return self._streams.describe()
 
+    def counts(self) -> dict[str, int]:
+        """How many ``moments`` and ``scenes`` are held, and how many frames are ``waiting``."""
+        return self._streams.counts() | {"waiting": self._writer.waiting}
+
     @property
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""
