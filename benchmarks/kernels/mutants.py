@@ -42,10 +42,8 @@ def main() -> int:
             found, seconds = _tests(plan.TESTS, (file, there, planted))
             survivors += not found
             verdict = f"found by {found}" if found else "SURVIVED"
-            print(
-                f"  {number:2} {file}: {planted.strip().splitlines()[0][:60]!r}: {verdict}", end=""
-            )
-            print(f", {seconds:.0f} s", flush=True)
+            first = (planted.strip() or f"without {there.strip()}").splitlines()[0]
+            print(f"  {number:2} {file}: {first[:60]!r}: {verdict}, {seconds:.0f} s", flush=True)
     print(f"{bugs - survivors} of {bugs} planted bugs found")
     return int(survivors > 0)
 
