@@ -142,8 +142,9 @@ def rows(sizes: Sizes, device: str) -> list[Row]:
     def remembering(x: Tensor) -> Tensor:
         """A frame that writes, and reads what is kept of the rows before it and of its own."""
         memory.write(new, memory.last + 1)
-        both = kept(memory.snapshot(), projected, geo.version)
-        return geo(x, Projected(*both.chunk(2, dim=1)))
+        held = memory.snapshot()
+        both = kept(held, projected, geo.version)
+        return geo(x, Projected(*both.chunk(2, dim=1)), index=held.slots.to(device))
 
     def projected(rows: Tensor) -> Tensor:
         return torch.cat(geo.project(rows.to(device, torch.float32)), 1)

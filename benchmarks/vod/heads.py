@@ -38,6 +38,11 @@ class Rows:
     now: Tensor
 
     @property
+    def index(self) -> Tensor:
+        """Numbers of the rows, ``(V, K)``; -1 where there is none."""
+        return torch.where(self.mask, torch.arange(self.mask.shape[1]), -1)
+
+    @property
     def ages(self) -> Tensor:
         """Seconds, ``(V, K)``."""
         return (self.now[:, None] - self.times).float()
@@ -83,7 +88,7 @@ class Head(nn.Module):
             return tokens
         keys = rows.tokens.float()
         if isinstance(self.attention, SelsaAttention):
-            return tokens + self.attention(tokens, keys, mask=rows.mask)
+            return tokens + self.attention(tokens, keys, index=rows.index)
         return self.attention(
             tokens,
             keys,
@@ -91,7 +96,7 @@ class Head(nn.Module):
             key_boxes=rows.boxes,
             key_scores=rows.scores,
             ages=rows.ages,
-            mask=rows.mask,
+            index=rows.index,
         )
 
     def forward(self, tokens: Tensor, boxes: Tensor, rows: Rows | None) -> Tensor:

@@ -177,7 +177,7 @@ def test_projections_are_what_is_computed_anew(evict: Any, capacity: int, seed: 
             memory.snapshot().keys(3, "random", generator),
             old,
         ):
-            found = kept(snapshot, project, version=0)
+            found = kept(snapshot, project, version=0)[snapshot.slots]
             expected = snapshot.tokens.float() @ project.weight
             torch.testing.assert_close(found, expected.detach(), rtol=0, atol=1e-6)
             assert not found.requires_grad
@@ -194,7 +194,7 @@ def test_each_row_is_projected_once_until_the_weights_change() -> None:
         kept(memory.snapshot().keys(5, "recent"), project, version=0)
     assert project.rows == 120
     project.weight = noise(6, 3, seed=1)
-    found = kept(memory.snapshot(), project, version=1)
+    found = kept(memory.snapshot(), project, version=1)[memory.snapshot().slots]
     assert project.rows == 170
     torch.testing.assert_close(found, memory.snapshot().tokens.float() @ project.weight)
 
@@ -205,9 +205,9 @@ def test_projections_of_another_memory_or_before_a_reset_are_not_mistaken() -> N
     write(one, 0.0, [0.5] * 3)
     write(other, 1.0, [0.5] * 3)
     for memory in (one, other, one):
-        found = kept(memory.snapshot(), Counted(weight), version=0)
+        found = kept(memory.snapshot(), Counted(weight), version=0)[memory.snapshot().slots]
         torch.testing.assert_close(found, memory.snapshot().tokens.float() @ weight)
     state = copied(other.state_dict())
     one.load_state_dict(state)
-    found = kept(one.snapshot(), Counted(weight), version=0)
+    found = kept(one.snapshot(), Counted(weight), version=0)[one.snapshot().slots]
     torch.testing.assert_close(found, other.snapshot().tokens.float() @ weight)

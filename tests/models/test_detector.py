@@ -169,7 +169,7 @@ def test_a_frame_may_read_a_few_rows(read: str) -> None:
     honest = detector.enhancement.forward
 
     def watch(x: Tensor, keys: Any, **more: Any) -> Tensor:
-        widths.append(keys.key.shape[1])
+        widths.append(more["index"].shape[1])
         return honest(x, keys, **more)
 
     detector.enhancement.forward = watch

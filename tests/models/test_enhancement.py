@@ -13,7 +13,6 @@ from vismem.models.enhancement import (
     GroupedValueAttention,
     MemoryAttention,
     SelsaAttention,
-    attend,
     enhance_map,
 )
 from vismem.models.geometry_bias import cell_boxes, pair_features
@@ -49,6 +48,11 @@ def context(queries: int, keys: int, batch: int | None = None, seed: int = 0) ->
         "key_scores": torch.rand(*head, keys, generator=draw),
         "ages": 20 * torch.rand(*head, keys, generator=draw),
     }
+
+
+def where(mask: Tensor) -> Tensor:
+    """Numbers of the rows for which it is true, -1 for the others."""
+    return torch.where(mask, torch.arange(mask.shape[-1]), -1)
 
 
 # --------------------------------------------------------------------------- the published forms
@@ -103,9 +107,13 @@ def test_published_initialisation() -> None:
 def test_without_keys_the_published_forms_say_nothing() -> None:
     selsa, geo = random_weights(SelsaAttention(16, 4)), random_weights(GroupedValueAttention(16, 4))
     x, keys = noise(7, 16), noise(3, 16, seed=1)
-    for some, mask in ((keys[:0], None), (keys, torch.zeros(3, dtype=torch.bool))):
-        assert torch.equal(selsa(x, some, mask=mask), torch.zeros(7, 16))
-        assert torch.equal(geo(x, some, mask=mask), x)
+    for some, index in (
+        (keys[:0], None),
+        (keys, torch.full((3,), -1)),
+        (keys[:0], torch.tensor([-1])),
+    ):
+        assert torch.equal(selsa(x, some, index=index), torch.zeros(7, 16))
+        assert torch.equal(geo(x, some, index=index), x)
 
 
 @pytest.mark.parametrize("prefix", ["", "aggregator.1."])
@@ -158,16 +166,16 @@ def test_it_begins_as_the_identity(
     enhance = GeneralizedEnhancement(8, 2, score_bias=score, geometry_bias=geometry)
     head = () if batch is None else (batch,)
     x, rows = noise(*head, queries, 8), noise(*head, keys, 8, seed=1)
-    mask = noise(*head, keys, seed=2) > 0 if masked else None
-    assert torch.equal(enhance(x, rows, **context(queries, keys, batch), mask=mask), x)
+    index = where(noise(*head, keys, seed=2) > 0) if masked else None
+    assert torch.equal(enhance(x, rows, **context(queries, keys, batch), index=index), x)
 
 
 def test_without_keys_it_is_the_identity_whatever_it_learned() -> None:
     enhance = random_weights(GeneralizedEnhancement(8, 2))
     x = noise(2, 5, 8)
     assert torch.equal(enhance(x, noise(2, 0, 8), **context(5, 0, 2)), x)
-    mask = torch.tensor([[False] * 4, [True] * 4])
-    enhanced = enhance(x, noise(2, 4, 8, seed=1), **context(5, 4, 2), mask=mask)
+    index = where(torch.tensor([[False] * 4, [True] * 4]))
+    enhanced = enhance(x, noise(2, 4, 8, seed=1), **context(5, 4, 2), index=index)
     assert torch.equal(enhanced[0], x[0]) and not torch.allclose(enhanced[1], x[1])
     assert enhanced.isfinite().all()
 
@@ -178,8 +186,8 @@ def test_streams_together_are_as_streams_apart(form: type[MemoryAttention]) -> N
     lengths, x = (4, 1, 6), noise(3, 5, 8)
     rows = noise(3, 6, 8, seed=1)
     more = context(5, 6, 3) if form is GeneralizedEnhancement else {}
-    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
-    together = enhance(x, rows, mask=mask, **more)
+    index = where(torch.arange(6) < torch.tensor(lengths)[:, None])
+    together = enhance(x, rows, index=index, **more)
     for n, length in enumerate(lengths):
         own = {
             name: part[n] if name == "boxes" else part[n, :length] for name, part in more.items()
@@ -191,10 +199,10 @@ def test_a_set_of_keys_may_serve_a_whole_batch() -> None:
     enhance = random_weights(GeneralizedEnhancement(8, 2))
     x, rows, own = noise(3, 5, 8), noise(6, 8, seed=1), context(5, 6)
     more = own | {"boxes": boxes(3, 5, seed=9)}
-    mask = torch.tensor([True, False, True, True, False, True])
-    together = enhance(x, rows, **more, mask=mask)
+    index = where(torch.tensor([True, False, True, True, False, True]))
+    together = enhance(x, rows, **more, index=index)
     for n in range(3):
-        one = enhance(x[n], rows, **own | {"boxes": more["boxes"][n]}, mask=mask)
+        one = enhance(x[n], rows, **own | {"boxes": more["boxes"][n]}, index=index)
         assert torch.allclose(together[n], one, atol=1e-5)
 
 
@@ -328,8 +336,10 @@ def test_a_map_may_know_where_its_cells_are() -> None:
         ({"keys": torch.ones(3, 9)}, "keys must be"),
         ({"keys": torch.ones(2, 3, 8)}, "not of the batch"),
         ({"x": torch.ones(2, 5, 8), "keys": torch.ones(3, 3, 8)}, "not of the batch"),
-        ({"mask": torch.ones(3)}, "mask must be bool"),
-        ({"mask": torch.ones(4, dtype=torch.bool)}, "mask must be bool"),
+        ({"index": torch.zeros(2, 3).long()}, "index .* not of the batch"),
+        ({"index": torch.tensor(0)}, "index .* not of the batch"),
+        ({"index": torch.zeros(2).long()}, "needs key_scores"),
+        ({"index": torch.zeros(3)}, "whole numbers"),
         ({"key_scores": None}, "needs key_scores .* missing"),
         ({"key_scores": torch.ones(4)}, "needs key_scores"),
         ({"boxes": None}, "needs boxes .* missing"),
@@ -353,17 +363,20 @@ def test_heads_must_divide_the_width(heads: int) -> None:
 def test_double_precision_stays_so() -> None:
     enhance = random_weights(GeneralizedEnhancement(8, 2)).double()
     more = {name: part.double() for name, part in context(5, 6).items()}
-    mask = torch.tensor([True, False] * 3)
-    out = enhance(noise(5, 8).double(), noise(6, 8).double(), **more, mask=mask)
+    index = where(torch.tensor([True, False] * 3))
+    out = enhance(noise(5, 8).double(), noise(6, 8).double(), **more, index=index)
     assert out.dtype == torch.float64
 
 
-def test_attention_hides_masked_keys_and_survives_none() -> None:
-    module = MemoryAttention(4, 2)
-    keys = module.project(noise(2, 3, 4))
-    mask = torch.tensor([[True, False, True], [False, False, False]])
-    seen = attend(noise(2, 5, 4), keys, 2, mask=mask)
-    assert seen.isfinite().all()
-    wild = keys._replace(value=keys.value.clone())
-    wild.value[0, 1] = 1e9
-    assert torch.equal(attend(noise(2, 5, 4), wild, 2, mask=mask)[0], seen[0])
+def test_rows_by_number_are_rows() -> None:
+    """Of a table that serves all streams, in any order; what is known of keys is given by key."""
+    enhance = random_weights(GeneralizedEnhancement(8, 2))
+    x, table, more = noise(2, 5, 8), noise(9, 8, seed=1), context(5, 4, 2)
+    index = torch.tensor([[8, 0, 3, 3], [5, 2, -1, -1]])
+    together = enhance(x, enhance.project(table), **more, index=index)
+    for n, length in enumerate((4, 2)):
+        own = {
+            name: part[n] if name == "boxes" else part[n, :length] for name, part in more.items()
+        }
+        one = enhance(x[n], table[index[n, :length]], **own)
+        assert torch.allclose(together[n], one, atol=1e-5)

@@ -262,7 +262,8 @@ class Projections:
         >>> from vismem.memory.feature import FeatureConfig, FeatureMemory
         >>> memory, kept = FeatureMemory(FeatureConfig(dim=2), "1MB"), Projections()
         >>> _ = memory.write(torch.eye(2), time=0.0)
-        >>> kept(memory.snapshot(), lambda rows: 3 * rows, version=0).tolist()
+        >>> table = kept(memory.snapshot(), lambda rows: 3 * rows, version=0)
+        >>> table[memory.snapshot().slots].tolist()
         [[3.0, 0.0], [0.0, 3.0]]
     """
 
@@ -284,7 +285,7 @@ class Projections:
     def __call__(
         self, snapshot: FeatureSnapshot, project: Callable[[Tensor], Tensor], version: Hashable
     ) -> Tensor:
-        """Give the projection of every row of a snapshot.
+        """Give the projection of every row of a snapshot, where the row lies in the memory.
 
         Args:
             snapshot: Of one memory, all of it or a choice.
@@ -293,7 +294,8 @@ class Projections:
             version: Anything that changes when the weights do; a new one makes all rows unknown.
 
         Returns:
-            ``(n, P)`` in the snapshot's order.
+            ``(size, P)``, not to be changed: that of the snapshot's rows at its ``slots``, anything
+            elsewhere. Later calls may write into it.
         """
         if snapshot.origin is not self._origin or version != self._version:
             self.clear()
@@ -311,4 +313,4 @@ class Projections:
                     self._values[: len(kept)] = kept
             self._values[slots[unknown]] = made
             self._ids[slots[unknown]] = ids[unknown]
-        return self._values[slots]
+        return self._values

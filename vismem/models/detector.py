@@ -205,17 +205,20 @@ class MemoryDetector:
         batch, like = stack(parts), self.enhancement.key.weight
         if not batch.mask.any():
             return None
-        projected = []
+        tables, index, rows = [], [], 0
         for part, stream in zip(parts, streams, strict=True):
             kept = self._projections.setdefault(stream, Projections())
-            projected.append(kept(part, self._project, self.enhancement.version))
+            tables.append(kept(part, self._project, self.enhancement.version))
+            index.append(part.slots + rows)
+            rows += len(tables[-1])
+        table = tables[0] if len(tables) == 1 else torch.cat(tables)
         ages = torch.tensor(times, dtype=torch.float64)[:, None] - batch.times
         return Keys(
-            Projected(*pad_sequence(projected, batch_first=True).chunk(2, dim=-1)),
+            Projected(*table.chunk(2, dim=-1)),
             batch.boxes.to(like.device),
             batch.scores.to(like.device),
             ages.to(like.device, torch.float32),
-            batch.mask.to(like.device),
+            pad_sequence(index, batch_first=True, padding_value=-1).to(like.device),
         )
 
     def _project(self, rows: Tensor) -> Tensor:
@@ -282,7 +285,7 @@ class MemoryDetector:
             key_boxes=now.keys.boxes.to(x),
             key_scores=now.keys.scores,
             ages=now.keys.ages,
-            mask=now.keys.mask,
+            index=now.keys.index,
         )
         if not enhanced.isfinite().all():
             raise ValueError(
@@ -332,6 +335,7 @@ class MemoryDetector:
             count = min(count, self.config.quota)
         numbers, good = before.best(count, self.min_score)
         mask = good & self._chosen_frames(*ages.shape).view(-1, 1).to(good.device)
+        mask = mask.view(len(ages), -1)
 
         def rows(part: Tensor) -> Tensor:
             chosen = part[torch.arange(len(part), device=part.device)[:, None], numbers]
@@ -342,7 +346,7 @@ class MemoryDetector:
             rows(before.boxes),
             rows(before.scores),
             rows(ages.to(mask.device, torch.float32).reshape(-1, 1).expand_as(before.scores)),
-            mask.view(len(ages), -1),
+            torch.where(mask, torch.arange(mask.shape[1], device=mask.device), -1),
         )
 
     def _chosen_frames(self, clips: int, frames: int) -> Tensor:

@@ -15,15 +15,14 @@ and by where and when they were seen (`vismem.models.geometry_bias`).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from vismem.kernels.aggregate import aggregate
 from vismem.models.geometry_bias import GeometryBias
 
 __all__ = [
@@ -32,7 +31,6 @@ __all__ = [
     "MemoryAttention",
     "Projected",
     "SelsaAttention",
-    "attend",
     "enhance_map",
 ]
 
@@ -44,48 +42,10 @@ LEAST_SCORE = 1e-6
 
 
 class Projected(NamedTuple):
-    """Keys and values of memory rows, ``(K, C)`` or ``(B, K, C)`` each, ready to attend to."""
+    """Keys and values of memory rows, ``(N, C)`` or ``(B, N, C)`` each, ready to attend to."""
 
     key: Tensor
     value: Tensor
-
-
-def attend(
-    query: Tensor,
-    keys: Projected,
-    heads: int,
-    *,
-    bias: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Multi-head attention to memory: the one place that a faster kernel has to replace.
-
-    Args:
-        query: ``(B, Q, C)``.
-        keys: ``(B, K, C)`` each.
-        heads: Number of heads ``H``; divides ``C``.
-        bias: Added to the scaled products, broadcastable to ``(B, H, Q, K)``.
-        mask: True where there is a key, ``(B, K)``; everywhere by default.
-
-    Returns:
-        ``(B, Q, C)``; of no meaning where a batch entry has no key at all.
-
-    Example:
-        >>> keys = Projected(torch.zeros(1, 3, 4), torch.arange(3.0)[None, :, None].expand(1, 3, 4))
-        >>> attend(torch.ones(1, 1, 4), keys, 2, mask=torch.tensor([[True, False, True]])).tolist()
-        [[[1.0, 1.0, 1.0, 1.0]]]
-    """
-    if not keys.key.shape[1] or not query.shape[1]:
-        return torch.zeros_like(query)
-    q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=heads) for part in (query, *keys))
-    if mask is not None:
-        # Not all kernels survive it where no key is left, so none is hidden there.
-        hidden = ~mask & mask.any(1, keepdim=True)
-        bias = q.new_zeros(1) if bias is None else bias
-        bias = bias.masked_fill(hidden[:, None, None], -math.inf)
-    if bias is not None:
-        bias = bias.to(q.dtype).expand(len(q), heads, q.shape[2], -1)
-    return rearrange(scaled_dot_product_attention(q, k, v, bias), "b h n d -> b n (h d)")
 
 
 class MemoryAttention(nn.Module):
@@ -113,7 +73,7 @@ class MemoryAttention(nn.Module):
         self.register_load_state_dict_pre_hook(_rename_published)
 
     def project(self, keys: Tensor) -> Projected:
-        """Keys and values of rows ``(..., K, C)``; what may be computed once a row and kept."""
+        """Keys and values of rows ``(..., N, C)``; what may be computed once a row and kept."""
         return Projected(self.key(keys), self.value(keys))
 
     @property
@@ -131,16 +91,17 @@ class MemoryAttention(nn.Module):
         keys: Tensor | Projected,
         *,
         bias: Tensor | None = None,
-        mask: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """What the memory says to each feature, without the feature itself.
 
         Args:
             x: ``(Q, C)`` or ``(B, Q, C)``.
-            keys: Raw rows, or what `project` made of them, ``(K, C)`` or ``(B, K, C)``; one set
+            keys: Raw rows, or what `project` made of them, ``(N, C)`` or ``(B, N, C)``; one set
                 serves a whole batch.
-            bias: See `attend`.
-            mask: ``(K,)`` or ``(B, K)``, true where there is a key.
+            bias: See `vismem.kernels.aggregate.aggregate`.
+            index: Numbers of the rows that are attended to, ``(K,)`` or ``(B, K)``; -1 where there
+                is none. All rows by default, ``K = N``.
 
         Returns:
             As ``x``.
@@ -148,19 +109,16 @@ class MemoryAttention(nn.Module):
         Raises:
             ValueError: If the shapes do not fit each other.
         """
-        check_shapes(x, keys, mask, self.dim)
+        places = check_shapes(x, keys, index, self.dim)
         if not isinstance(keys, Projected):
             keys = self.project(keys)
-        batch = x if x.ndim == 3 else x[None]
-        keys = Projected(*(part.expand(len(batch), -1, -1) for part in keys))
-        if mask is not None:
-            mask = mask.expand(len(batch), -1)
-        seen = self.output(attend(self.query(batch), keys, self.heads, bias=bias, mask=mask))
+        query = self.query(x if x.ndim == 3 else x[None])
+        seen = self.output(aggregate(query, *keys, self.heads, index=index, bias=bias))
         # Where there is no key there is nothing to say, not even the bias of the layer.
-        if not keys.key.shape[1]:
+        if not places[-1] or not keys.key.shape[-2]:
             seen = torch.zeros_like(seen)
-        elif mask is not None:
-            seen = seen.where(mask.any(1)[:, None, None], 0.0)
+        elif index is not None:
+            seen = seen.where((index >= 0).any(-1)[..., None, None], 0.0)
         return seen if x.ndim == 3 else seen[0]
 
 
@@ -181,7 +139,7 @@ class SelsaAttention(MemoryAttention):
 
         Args:
             x: ``(Q, C)`` or ``(B, Q, C)``.
-            keys: ``(K, C)`` or ``(B, K, C)``.
+            keys: ``(N, C)`` or ``(B, N, C)``.
             **more: Of `MemoryAttention.attention`.
         """
         return self.attention(x, keys, **more)
@@ -221,7 +179,7 @@ class GroupedValueAttention(MemoryAttention):
 
         Args:
             x: ``(Q, C)`` or ``(B, Q, C)``.
-            keys: ``(K, C)`` or ``(B, K, C)``, at least one.
+            keys: ``(N, C)`` or ``(B, N, C)``, at least one.
             **more: Of `MemoryAttention.attention`.
         """
         y = self.attention(x, keys, **more)
@@ -275,18 +233,20 @@ class GeneralizedEnhancement(MemoryAttention):
         key_boxes: Tensor | None = None,
         key_scores: Tensor | None = None,
         ages: Tensor | None = None,
-        mask: Tensor | None = None,
+        index: Tensor | None = None,
     ) -> Tensor:
         """Enhance features by rows of a memory.
 
         Args:
             x: ``(Q, C)``, or ``(B, Q, C)`` for a batch of streams.
-            keys: ``(K, C)`` or ``(B, K, C)``, raw or from `project`; ``K`` may be 0.
+            keys: ``(N, C)`` or ``(B, N, C)``, raw or from `project`; ``N`` may be 0.
             boxes: Of the features, ``(Q, 4)`` or ``(B, Q, 4)``, ``x0 y0 x1 y1`` in any unit.
-            key_boxes: Of the keys, ``(K, 4)`` or ``(B, K, 4)``, in the same unit.
+            key_boxes: Of the keys that are attended to, ``(K, 4)`` or ``(B, K, 4)``, in the same
+                unit.
             key_scores: ``(K,)`` or ``(B, K)`` in 0..1.
             ages: How long ago each key was seen, ``(K,)`` or ``(B, K)``, not negative.
-            mask: True where there is a key, ``(K,)`` or ``(B, K)``.
+            index: Which rows are attended to, ``(K,)`` or ``(B, K)``; -1 where there is none. All
+                by default, ``K = N``.
 
         Returns:
             As ``x``; the very same values where there is no key.
@@ -294,9 +254,8 @@ class GeneralizedEnhancement(MemoryAttention):
         Raises:
             ValueError: If shapes do not fit, or what a bias needs is missing.
         """
-        check_shapes(x, keys, mask, self.dim)
-        rows, bias = keys_of(keys).shape[:-1], None
-        if not rows[-1] or not x.shape[-2]:
+        rows, bias = check_shapes(x, keys, index, self.dim), None
+        if not rows[-1] or not keys_of(keys).shape[-2] or not x.shape[-2]:
             return x
         if self.score_bias:
             scores = fitting("key_scores", key_scores, rows)
@@ -308,7 +267,7 @@ class GeneralizedEnhancement(MemoryAttention):
                 fitting("ages", ages, rows).reshape(-1, rows[-1]),
             )
             bias = near if bias is None else bias + near
-        return x + self.attention(x, keys, bias=bias, mask=mask)
+        return x + self.attention(x, keys, bias=bias, index=index)
 
 
 def enhance_map(
@@ -340,24 +299,30 @@ def keys_of(keys: Tensor | Projected) -> Tensor:
     return keys.key if isinstance(keys, Projected) else keys
 
 
-def check_shapes(x: Tensor, keys: Tensor | Projected, mask: Tensor | None, dim: int) -> None:
-    """Refuse what does not fit: features, rows and mask of one width and one batch.
+def check_shapes(
+    x: Tensor, keys: Tensor | Projected, index: Tensor | None, dim: int
+) -> tuple[int, ...]:
+    """Refuse what does not fit: features, rows and their numbers, of one width and one batch.
+
+    Returns:
+        ``(K,)`` or ``(B, K)``: the shape of what is known of each key.
 
     Raises:
         ValueError: Naming what is wrong.
     """
     keys = keys_of(keys)
-    for name, part, form in (("x", x, "Q"), ("keys", keys, "K")):
+    for name, part, form in (("x", x, "Q"), ("keys", keys, "N")):
         if part.ndim not in (2, 3) or part.shape[-1] != dim:
             raise ValueError(
                 f"{name} must be ({form}, {dim}) or (B, {form}, {dim}), not {tuple(part.shape)}"
             )
     if keys.ndim == 3 and (x.ndim != 3 or len(keys) != len(x)):
         raise ValueError(f"keys {tuple(keys.shape)} are not of the batch of x {tuple(x.shape)}")
-    if mask is not None and (mask.shape != keys.shape[:-1] or mask.dtype != torch.bool):
-        raise ValueError(
-            f"mask must be bool {tuple(keys.shape[:-1])}, not {mask.dtype} {tuple(mask.shape)}"
-        )
+    if index is None:
+        return keys.shape[:-1]
+    if index.shape[:-1] not in ((), x.shape[:-2]) or index.ndim == 0:
+        raise ValueError(f"index {tuple(index.shape)} is not of the batch of x {tuple(x.shape)}")
+    return index.shape
 
 
 def fitting(name: str, part: Tensor | None, shape: tuple[int, ...]) -> Tensor:

@@ -16,13 +16,13 @@ __all__ = ["Forward", "Keys", "evaluating"]
 
 @dataclass(frozen=True)
 class Keys:
-    """What a batch attends to: ``rows`` of ``(B, K, C)``, the rest as the enhancement takes it."""
+    """What a batch attends to, as the enhancement takes it."""
 
     rows: Tensor | Projected
     boxes: Tensor
     scores: Tensor
     ages: Tensor
-    mask: Tensor
+    index: Tensor
 
 
 @dataclass
