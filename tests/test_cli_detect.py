@@ -48,7 +48,7 @@ def test_prints_a_line_a_frame_and_more_of_them_with_a_memory(scripted, capsys):
     single = [Detections.from_json(line) for line in alone.out.splitlines()]
     memory = [Detections.from_json(line) for line in printed.out.splitlines()]
     assert [len(found) for found in single] == [1, 0, 0, 1, 0, 0]
-    assert [found.ids.tolist() for found in memory] == [[0]] * 6
+    assert [found.ids.tolist() for found in memory] == [[-1]] + [[0]] * 5
     assert np.allclose([found.time for found in memory], np.arange(6) / 2, atol=0.05)
     assert single[0].ids is None and single[0].labels.tolist() == [head.PERSON]
     width, height = scripted[0][1], scripted[0][0]
@@ -76,7 +76,7 @@ def test_a_video_has_the_boxes_and_the_times(scripted, tmp_path):
         frames = list(video.decode(video=0))
     assert np.allclose([frame.time for frame in frames], np.arange(6) / 2, atol=0.05)
     height, width = frames[0].height, frames[0].width
-    edge = frames[0].to_ndarray(format="rgb24")[height // 4 + 3 : height // 2, width // 4].mean(0)
+    edge = frames[-1].to_ndarray(format="rgb24")[height // 4 + 3 : height // 2, width // 4].mean(0)
     assert edge[0] > 150 and edge[0] > edge[1] + 60  # the colour of id 0
 
 

@@ -282,3 +282,68 @@ def test_what_was_handed_over_may_be_changed_afterwards() -> None:
 def test_sizes_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         identities(**wrong)
+
+
+# --------------------------------------------------------------------------- joining and forgetting
+
+
+def test_who_is_forgotten_is_somebody_new_and_takes_no_old_id() -> None:
+    memory = identities()
+    memory.update(torch.stack([X, Y, Z]), 0.0)
+    memory.forget(torch.tensor([1, 7]))
+    assert memory.held("ids").tolist() == [0, 2]
+    assert memory.update(torch.stack([Z, Y, X]), 1.0).tolist() == [2, 3, 0]
+
+
+def test_likeness_is_the_mean_over_the_views_of_one() -> None:
+    memory = identities(views=1, momentum=0.0)
+    memory.update(torch.stack([X, Y]), 0.0)
+    half = (X + Y) / 2**0.5
+    memory.update(half[None], 1.0)  # the last view of 0, whose average stays
+    alike = memory.likeness(1, torch.tensor([0]))
+    assert alike.tolist() == pytest.approx([2**-0.5])  # each view of 1 is Y, half of it in `half`
+    assert memory.likeness(0, torch.tensor([1, 0])).tolist() == pytest.approx([2**-1.5, 1.0])
+    assert memory.likeness(0, torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+@pytest.mark.parametrize("views", [0, 1, 2, 5])
+def test_two_that_are_one_go_on_under_the_older_id(views: int) -> None:
+    memory = identities(views=views)
+    for time in range(views):
+        memory.update(X[None], float(time), boxes=box(0.2)[None])
+    memory.update(X[None], 9.0, boxes=box(0.2)[None])
+    for time in (10.0, 11.0):
+        assert memory.update(Y[None], time, boxes=box(0.8)[None]).tolist() == [1]
+    memory.join(1, 0)
+    assert memory.held("ids").tolist() == [0] and memory.held("seen").tolist() == [views + 3]
+    assert memory.held("last").tolist() == [11.0] and memory.held("boxes")[0, 0] == box(0.8)[0]
+    assert memory.held("first").tolist() == [0.0 if views else 9.0]
+    assert torch.allclose(memory.held("mean")[0], (X + Y) / 2**0.5)
+    mine = memory.held("views")[0]
+    assert mine.shape == (views, 3)
+    assert int((mine @ Y > 0.9).sum()) == views - views // 2
+    if views:
+        assert torch.equal(mine[-1], Y)
+    looks = (X + Y + 0.1 * Z)[None]
+    assert memory.update(looks, 12.0).tolist() == [0]
+    assert memory.update(Z[None], 13.0).tolist() == [2]
+
+
+def test_who_is_not_held_cannot_be_joined() -> None:
+    memory = identities()
+    memory.update(torch.stack([X, Y]), 0.0)
+    for young, old in ((0, 5), (5, 0), (1, 1)):
+        with pytest.raises(ValueError, match="held|already"):
+            memory.join(young, old)
+    with pytest.raises(ValueError, match="not held"):
+        memory.likeness(5, torch.tensor([0]))
+    assert memory.held("ids").tolist() == [0, 1]
+
+
+def test_of_equals_the_older_is_forgotten_first() -> None:
+    memory = identities(most=3)
+    memory.update(torch.stack([X, Y, Z]), 0.0)
+    assert memory.update(-X[None], 1.0).tolist() == [3]
+    assert memory.held("ids").tolist() == [1, 2, 3]
+    assert memory.update(torch.stack([-Y, -Z]), 2.0).tolist() == [4, 5]
+    assert memory.held("ids").tolist() == [3, 4, 5]

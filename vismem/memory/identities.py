@@ -174,6 +174,60 @@ class Identities:
         self._frames, self._last = self._frames + 1, time
         return ids
 
+    def forget(self, ids: Tensor) -> None:
+        """Forget some, as if nobody had ever been they; their ids are not given again.
+
+        Example:
+            >>> identities = Identities(IdentityConfig(dim=2))
+            >>> identities.forget(identities.update(torch.eye(2), time=0.0)[:1])
+            >>> identities.held("ids").tolist()
+            [1]
+        """
+        kept = ~torch.isin(self._held["ids"], ids)
+        self._held = {name: column[kept] for name, column in self._held.items()}
+
+    def likeness(self, one: int, others: Tensor) -> Tensor:
+        """How much the views of one look like the nearest views of each other, from -1 to 1.
+
+        Args:
+            one: An id that is held.
+            others: ``(M,)`` ids that are held.
+
+        Returns:
+            ``(M,)``: the mean over the views of one. The average counts as a view.
+
+        Raises:
+            ValueError: If one of them is not held.
+        """
+        views = torch.cat([self._held["views"], self._held["mean"][:, None]], 1)
+        mine, theirs = views[self._rows(torch.tensor([one]))[0]], views[self._rows(others)]
+        return (theirs @ mine.T).amax(1).mean(-1)
+
+    def join(self, young: int, old: int) -> None:
+        """Say that two are one: the old one goes on where and as the young one was last seen.
+
+        Raises:
+            ValueError: If one of them is not held, or they are one already.
+        """
+        if young == old:
+            raise ValueError(f"{young} is one already")
+        held, views = self._held, self.config.views
+        a, b = self._rows(torch.tensor([young, old])).tolist()
+        for name in ("boxes", "speed", "last"):
+            held[name][b] = held[name][a]
+        held["first"][b] = held["first"][[a, b]].min()
+        held["seen"][b] += held["seen"][a]
+        newest = (views + 1) // 2
+        both = torch.cat([held["views"][b, newest:], held["views"][a, views - newest :]])
+        held["views"][b] = both  # the newest half of each
+        held["mean"][b] = F.normalize(held["mean"][a] + held["mean"][b], dim=0)
+        self.forget(torch.tensor([young]))
+
+    def _rows(self, ids: Tensor) -> Tensor:
+        if not torch.isin(ids, self._held["ids"]).all():
+            raise ValueError(f"of {ids.tolist()} some are not held")
+        return torch.searchsorted(self._held["ids"], ids)
+
     def _checked(
         self, embeddings: Tensor, time: float, boxes: Tensor | None, scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
