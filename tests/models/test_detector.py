@@ -228,6 +228,21 @@ def test_a_reset_is_a_new_beginning_of_one_stream_alone() -> None:
     detector.reset("never seen")
 
 
+def test_the_stream_unseen_for_longest_is_forgotten_beyond_the_limit() -> None:
+    detector = make(streams=2)
+    for n, stream in enumerate("abac"):
+        run(detector, range(n, n + 1), stream)
+    assert detector.streams == ("a", "c") and set(detector._projections) <= {"a", "c"}
+    assert same(run(detector, range(2, 6), "b"), run(make(), range(2, 6)))
+    detector.load_state_dict(detector.state_dict("b"), "d")
+    assert detector.streams == ("b", "d")
+    with pytest.raises(ValueError, match="3 streams at once, 2 are remembered"):
+        detector.step_batch([picture(9)] * 3, [9.0] * 3, ["b", "d", "e"])
+    assert detector.streams == ("b", "d")
+    with pytest.raises(ValueError, match="streams is 1 or more"):
+        make(streams=0)
+
+
 def test_save_kill_load_continue() -> None:
     whole = make()
     run(whole, range(12))

@@ -55,9 +55,11 @@ class MemoryDetector:
         threshold: Detections below it are not given out.
         without: Share of training steps without any memory, so that the detector stays able to do
             without.
+        streams: Streams remembered; beyond it the one not stepped for longest is forgotten.
 
     Raises:
-        ValueError: If the enhancement, the memory and the detector differ in width.
+        ValueError: If the enhancement, the memory and the detector differ in width, or there is
+            room for no stream.
     """
 
     def __init__(
@@ -72,16 +74,20 @@ class MemoryDetector:
         min_score: float = 0.0,
         threshold: float = 0.0,
         without: float = 0.25,
+        streams: int = 64,
     ) -> None:
         widths = {adapter.class_layer.in_features, enhancement.dim, config.dim}
         if len(widths) > 1:
             raise ValueError(f"detector, enhancement and memory differ in width: {sorted(widths)}")
+        if streams < 1:
+            raise ValueError(f"streams is 1 or more, not {streams}")
+        self.most_streams = streams
         self.adapter, self.enhancement = adapter, enhancement
         self.config, self.budget = config, Budget.parse(budget)
         self.keys, self.read = keys, read
         self.min_score, self.threshold, self.without = min_score, threshold, without
         self.generator = torch.Generator().manual_seed(config.seed)
-        self._memories: dict[str, FeatureMemory] = {}
+        self._memories: dict[str, FeatureMemory] = {}  # the one unseen for longest first
         self._projections: dict[str, Projections] = {}
         self._now: Forward | None = None
         hook = adapter.class_layer.register_forward_pre_hook(self._enhance)
@@ -160,11 +166,13 @@ class MemoryDetector:
         """Detect in one frame of each of several streams at once; see `step`.
 
         Raises:
-            ValueError: If any frame is refused, or a stream is named twice; nothing is then
-                remembered of any of them.
+            ValueError: If any frame is refused, a stream is named twice, or there are more than are
+                remembered; nothing is then remembered of any of them.
         """
         if not len(images) == len(times) == len(streams) or len(set(streams)) < len(streams):
             raise ValueError("each picture needs a time and a stream of its own")
+        if len(streams) > self.most_streams:
+            raise ValueError(f"{len(streams)} streams at once, {self.most_streams} are remembered")
         if not images:
             return []
         pictures = [as_tensor(image) for image in images]
@@ -179,7 +187,8 @@ class MemoryDetector:
                 self.adapter.found(outputs, sizes), times, streams, strict=True
             )
         ]
-        self._memories.update(zip(streams, memories, strict=True))  # from here on nothing fails
+        for stream, memory in zip(streams, memories, strict=True):  # from here on nothing fails
+            self._hold(stream, memory)
         for n, (memory, time) in enumerate(zip(memories, times, strict=True)):
             self._write(memory, time, now, n)
         return found
@@ -195,6 +204,16 @@ class MemoryDetector:
                 f"reset({stream!r}) begins it anew"
             )
         return memory
+
+    def _hold(self, stream: str, memory: FeatureMemory) -> None:
+        """Make a stream the one seen last; forget the one unseen for longest if there is no room.
+
+        What was projected of its rows goes with it.
+        """
+        self._memories.pop(stream, None)
+        self._memories[stream] = memory
+        if len(self._memories) > self.most_streams:
+            self.reset(next(iter(self._memories)))
 
     def _keys(
         self, memories: Sequence[FeatureMemory], times: Sequence[float], streams: Sequence[str]
@@ -393,4 +412,4 @@ class MemoryDetector:
         memory = FeatureMemory(self.config, self.budget)
         memory.load_state_dict(state)
         self.reset(stream)
-        self._memories[stream] = memory
+        self._hold(stream, memory)

@@ -180,6 +180,8 @@ class _Sequence:
 class PublishedTracker:
     """Follows instances through one clip, frame by frame; see the module.
 
+    A baseline to measure against: it keeps every mask, as published, and has no state to save.
+
     Args:
         config: Settings.
 

@@ -273,6 +273,8 @@ def cells_of_box(
 class PublishedPixels:
     """The memory of the pixel level as published; see the module.
 
+    A baseline to measure against, for one video at a time: it has no state to save.
+
     Args:
         config: Sizes of the bank of objects.
         stride: Pixels of a cell of the map.
