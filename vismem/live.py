@@ -155,8 +155,11 @@ def moments(memory: VisualMemory, *, newest: int | None = None) -> list[MomentVi
         times = torch.stack([snapshot.rows(name, rows) for name in ("start", "end", "peak")], 1)
         frames = snapshot.rows("frames", rows).tolist()
         labels = _labels(memory, snapshot, rows)
-        for source, span, count, shown in zip(sources, times.tolist(), frames, labels, strict=True):
-            found.append(MomentView(f"m{place}.{source}", stream, *span, count, *shown))
+        for source, (start, end, time), count, (label, score) in zip(
+            sources, times.tolist(), frames, labels, strict=True
+        ):
+            view = MomentView(f"m{place}.{source}", stream, start, end, time, count, label, score)
+            found.append(view)
     return sorted(found, key=lambda moment: moment.start)
 
 

@@ -7,7 +7,10 @@ appended to the log before it is acknowledged, so a crash loses nothing that was
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -46,8 +49,19 @@ from vismem.stream_set import StreamSet
 if TYPE_CHECKING:
     from vismem.models.video_llm import VideoLLM
 
-__all__ = ["VisualMemory"]
+__all__ = ["VisualMemory", "check_settings"]
 
+# What settings and state can break on that are not what this wrote.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+LARGEST_ROW = 2**20  # bytes of a moment that a stranger's settings may ask for
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 
@@ -204,7 +218,7 @@ class VisualMemory(Closeable):
                     durability=store.durability,
                 )
             self._restore(store)
-        except (KeyError, TypeError, ValueError) as error:
+        except DAMAGE as error:
             store.close()
             raise StoreError(
                 f"{path}: the memory's settings or state are damaged ({error}); "
@@ -251,6 +265,31 @@ class VisualMemory(Closeable):
             elif path is not None and Path(path).resolve() != self._store.path.resolve():
                 raise UsageError(f"this memory lives at {self._store.path}; copy that directory")
             self._commit()
+
+    def copy(self, path: str | os.PathLike[str]) -> None:
+        """Write what is held now to a directory; this memory goes on where it lives.
+
+        What a video language model remembers is not copied.
+
+        Args:
+            path: Of the copy; see `open`, and `vismem.store.pack_memory` for one file of it.
+
+        Raises:
+            StoreError: If there is something at ``path`` already, or it cannot be written.
+        """
+        if not (self._read_only or self._closed):
+            self.flush()
+        with self._store_lock:
+            segments, state, meta = self._streams.contents()
+            config = {key: value for key, value in self.config.items() if key != "model"}
+        store = MemoryStore.create(path, encoder=self.encoder.identity, config=config)
+        try:
+            store.commit(segments, state, meta=meta)
+        except BaseException:
+            store.close()
+            shutil.rmtree(path, ignore_errors=True)
+            raise
+        store.close()
 
     def close(self) -> None:
         """Write what waits, seal, and stop; a memory in RAM that was not saved is gone.
@@ -606,6 +645,32 @@ class VisualMemory(Closeable):
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
         held = self._streams.get(stream)
         return held.clock.last_raw if held else None
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuse settings that no memory should have, as of an archive that somebody else made.
+
+    Args:
+        config: `MemoryStore.config`; made for ``check`` of `vismem.store.unpack_memory`.
+
+    Raises:
+        StoreError: If anything is not as `VisualMemory` writes it, or out of all proportion.
+    """
+    try:
+        known = {"encoder", "budget", "policy", "retain", "moments"}
+        if set(config) != known:
+            raise ValueError(f"they are {sorted(config)}")
+        Budget(int(config["budget"]))
+        _check_policy(config["policy"])
+        retain, moments = config["retain"], config["moments"]
+        if retain is not None and not 0 < float(retain) < math.inf:
+            raise ValueError(f"retain is {retain}")
+        if not all(0 <= value < math.inf for value in moments.values()):
+            raise ValueError(f"moments are {moments}")
+        if EpisodicConfig(token_dim=1, embedding_dim=1, **moments).row_bytes > LARGEST_ROW:
+            raise ValueError(f"moments are {moments}")
+    except DAMAGE as error:
+        raise StoreError(f"the memory's settings are not to be trusted: {error}") from error
 
 
 def _check_policy(policy: str) -> None:

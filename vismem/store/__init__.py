@@ -3,6 +3,7 @@
 :class:`MemoryStore` is the whole of it for most users; a POSIX system is needed.
 """
 
+from .archive import pack_memory, unpack_memory
 from .events import Event, EventIndex
 from .index import VectorIndex
 from .record import pack, unpack
@@ -22,6 +23,8 @@ __all__ = [
     "VectorIndex",
     "VerifyReport",
     "pack",
+    "pack_memory",
     "unpack",
+    "unpack_memory",
     "verify",
 ]

@@ -20,6 +20,7 @@ __all__ = [
     "Manifest",
     "SegmentEntry",
     "StateEntry",
+    "manifest_bytes",
     "read_manifest",
     "segment_files",
     "state_file",
@@ -132,14 +133,23 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
             :func:`read_manifest` says.
         UsageError: If encoder, config or meta are not JSON.
     """
+    write_file(directory / MANIFEST, [manifest_bytes(manifest)])
+    sync_directory(directory)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """Content of the file.
+
+    Raises:
+        UsageError: If encoder, config or meta are not JSON.
+    """
     try:
         text = json.dumps(
             {"format": FORMAT, **dataclasses.asdict(manifest)}, allow_nan=False, indent=1
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise UsageError(f"encoder, config and meta must be plain JSON: {error}") from error
-    write_file(directory / MANIFEST, [text.encode()])
-    sync_directory(directory)
+    return text.encode()
 
 
 def read_manifest(directory: Path) -> Manifest:
