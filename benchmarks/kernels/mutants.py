@@ -68,7 +68,7 @@ def _tests(tests: list[str], bug: tuple[str, str, str] | None = None) -> tuple[s
         began = time.perf_counter()
         try:
             run = subprocess.run(
-                [*command, "-rf", *tests],
+                [*command, "-rfE", *tests],
                 cwd=folder,
                 env=environment,
                 capture_output=True,

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+# The benchmark of the kernels imports its parts by name.
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks/kernels"))
 
 
 @pytest.fixture
