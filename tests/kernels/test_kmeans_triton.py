@@ -79,6 +79,27 @@ def test_near_ties_are_settled_by_differences(dtype: torch.dtype, device: str) -
     assert torch.equal(labels, order) and not squares.any()
 
 
+def test_far_rows_tie_by_their_roots(device: str) -> None:
+    """Whole numbers, whose squares are exact, and hardly count beside 3000."""
+    draws = torch.Generator().manual_seed(4)
+    x, centroids = (torch.randint(0, 3, (n, 70), generator=draws).float() for n in (30, 50))
+    x[:, 0] = 3000
+    squares = (x[:, None] - centroids).square().sum(2)
+    expected = squares.sqrt().argmin(1)
+    assert not torch.equal(expected, squares.argmin(1))
+    found = kmeans_assign(x.to(device), centroids.to(device))
+    assert torch.equal(found[0].cpu(), expected)
+    assert torch.equal(found[1].cpu(), squares.gather(1, expected[:, None])[:, 0])
+
+
+def test_close_pairs_far_from_their_centre_are_told_apart(device: str) -> None:
+    draws = torch.Generator().manual_seed(5)
+    one = 1000 * torch.randn(1, 70, generator=draws) + torch.randn(20, 70, generator=draws) / 16
+    centroids = torch.cat([one, -one])
+    labels, squares = kmeans_assign(centroids.to(device), centroids.to(device))
+    assert labels.tolist() == list(range(40)) and not squares.any()
+
+
 def test_what_is_not_a_number_is_the_nearest(device: str) -> None:
     x, centroids = normal(5, 3, device=device), torch.eye(3, device=device)
     expected = kmeans_assign(x, centroids)[0].tolist()

@@ -10,7 +10,7 @@ PLANTED = [
     (KERNEL, "norm += tl.sum(b * b, 1)\n    at", "norm = tl.sum(b * b, 1)\n    at"),
     (KERNEL, "(score - error > limit) == 0", "score - error <= limit"),
     (KERNEL, "(score - error > limit) == 0", "(score > limit) == 0"),
-    (KERNEL, "    limit = tl.minimum(limit, tl", "    limit = tl.minimum(1e30, tl"),
+    (KERNEL, "cluster > one), cluster, clusters", "cluster >= one), cluster, clusters"),
     (KERNEL, "less = (root < best)", "less = (square < least)"),
     (KERNEL, "less = (root < best)", "less = (root <= best)"),
     (KERNEL, " | (label < 0)", ""),
