@@ -179,12 +179,15 @@ def test_no_speed_is_told_of_what_is_wrong() -> None:
     wrong = gpu_bench.measure(case(ours=lambda x: x), clock, best, lambda: 100.0)
     broken = gpu_bench.measure(case(ours=lambda x: x @ x), clock, best, lambda: 100.0)
     fine = gpu_bench.measure(
-        case(moved=1e6, baselines={"off": lambda x: x}), clock, best, lambda: 99.0
+        case(moved=1e6, baselines={"off": lambda x: x, "fails": lambda x: x @ x}),
+        clock,
+        best,
+        lambda: 99.0,
     )
     table = gpu_bench.as_table([wrong, broken, fine], processor=False).splitlines()[2:]
     assert "FAIL seed 1" in table[0] and "FAIL RuntimeError" in table[1]
     assert not any("12345" in row or "%" in row for row in table[:2])
-    assert "| 12345.0 | 1.0 | 0% | cold | PyTorch's form 1.00, off: - |" in table[2]
+    assert "| 12345.0 | 1.0 | 0% | cold | PyTorch's form 1.00, off 1.00*, fails: - |" in table[2]
 
 
 def test_nothing_is_begun_when_time_is_nearly_spent() -> None:
