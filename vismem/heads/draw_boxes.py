@@ -17,6 +17,7 @@ from vismem.frame import Frame
 
 __all__ = ["BoxVideo", "draw_boxes"]
 
+GROUP = "50"  # frames between two that need no other
 GOLDEN = 0.618034  # turns of the colour wheel from one id to the next: no two near ones look alike
 
 
@@ -52,6 +53,9 @@ def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
 class BoxVideo(Closeable):
     """A video of frames with their boxes, at the frames' own times.
 
+    An ``.mp4`` or ``.mov`` is written in fragments of two seconds or so: where the disk becomes
+    full or the process is killed, it plays up to there.
+
     Args:
         path: File to write; its ending says the container, such as ``.mp4`` or ``.mkv``.
 
@@ -63,9 +67,14 @@ class BoxVideo(Closeable):
         self._path = path
         self._size: tuple[int, int] | None = None
         self._first, self._last = 0.0, -1
+        self._failed = False
         try:
-            self._file = av.open(str(path), "w")
-            self._stream = self._file.add_stream("libx264", options={"crf": "23"})
+            fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+            options = fragments if path.suffix.lower() in (".mp4", ".mov", ".m4v") else {}
+            self._file = av.open(str(path), "w", options=options)
+            # Frames that wait for later ones would shift the times of a file in fragments.
+            quality = {"crf": "23", "g": GROUP, "bf": "0"}
+            self._stream = self._file.add_stream("libx264", options=quality)
         except (OSError, ValueError) as error:
             raise StoreError(
                 f"{path} cannot be written ({error}); choose another, such as boxes.mp4"
@@ -96,10 +105,22 @@ class BoxVideo(Closeable):
         try:
             self._file.mux(self._stream.encode(picture))
         except OSError as error:
+            self._failed = True
             raise StoreError(f"{self._path} cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Finish the file."""
-        if self._size is not None:
-            self._mux(None)
-        self._file.close()
+        """Finish the file.
+
+        Raises:
+            StoreError: If the disk is full, unless `write` has said so already.
+        """
+        try:
+            if self._size is not None and not self._failed:
+                self._mux(None)
+        finally:
+            try:
+                self._file.close()
+            except OSError as error:
+                if not self._failed:
+                    why = error.strerror
+                    raise StoreError(f"{self._path} cannot be written ({why})") from error
