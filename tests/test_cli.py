@@ -250,3 +250,26 @@ def test_a_policy_that_is_none_is_refused(tmp_path, capsys):
         main(["run", GALLERY, "--out", str(tmp_path / "x.mem"), "--policy", "strange"])
     assert stopped.value.code == 2
     assert not (tmp_path / "x.mem").exists()
+
+
+def test_resuming_takes_another_budget_and_policy_and_keeps_them(tmp_path, capsys):
+    out = tmp_path / "a.mem"
+    run = ["run", GALLERY, "--out", str(out), "--fps", "1", "--json"]
+
+    def settings(*more: str) -> tuple[int, str]:
+        assert main([*run, *more]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert main(["inspect", str(out), "--json"]) == 0
+        stored = json.loads(capsys.readouterr().out)["settings"]
+        assert told["memory"]["bytes"] <= told["memory"]["budget"] == stored["budget"]
+        return stored["budget"], stored["policy"]
+
+    assert settings("--budget", "1MB", "--seconds", "4") == (1_000_000, "moments")
+    assert settings("--resume", "--seconds", "4") == (1_000_000, "moments")
+    assert settings("--resume", "--budget", "90KB", "--policy", "flash", "--seconds", "4") == (
+        90_000,
+        "flash",
+    )
+    assert settings("--resume", "--seconds", "2") == (90_000, "flash")
+    assert main([*run, "--resume", "--budget", "much"]) == 2
+    assert "no size" in capsys.readouterr().err

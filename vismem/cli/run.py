@@ -35,12 +35,12 @@ class Run:
     """Directory of the memory; the source's name with .mem by default."""
     fps: float | None = 2.0
     """Frames a second to look at; None for every frame."""
-    budget: str = "64MB"
-    """What the memory may hold, like 64MB or 1GiB."""
-    policy: Literal["moments", "flash", "star", "pyramid"] = "moments"
-    """What remembers pictures beside the moments, in half of the budget."""
+    budget: str | None = None
+    """What the memory may hold, like 1GiB; 64MB, or with --resume as before."""
+    policy: Literal["moments", "flash", "star", "pyramid"] | None = None
+    """What remembers pictures beside the moments, in half of the budget; moments, or as before."""
     encoder: str = "embedded"
-    """embedded (no hub needed), siglip2, clip, or a model's name on the hub."""
+    """embedded (no hub needed), siglip2, clip, or a model's name on the hub; not with --resume."""
     model: str | None = None
     """A video language model that looks as well and answers in words: a hub's name or a folder."""
     model_fps: float = 0.5
@@ -142,8 +142,8 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
             precision=verb.model_precision,
         )
         return VisualMemory(
-            verb.budget,
-            policy=verb.policy,
+            verb.budget or "64MB",
+            policy=verb.policy or "moments",
             path=out,
             encoder=verb.encoder,
             model=settings or None,
@@ -155,7 +155,7 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
 
 
 def _resumed(verb: Run, memory: VisualMemory) -> VisualMemory:
-    """Refuse another model than the memory was begun with, instead of leaving it out."""
+    """Take another budget or policy; refuse another model, instead of leaving it out."""
     from vismem.model_memory import ModelSettings
 
     begun = memory.model.settings.name if memory.model else None
@@ -165,6 +165,15 @@ def _resumed(verb: Run, memory: VisualMemory) -> VisualMemory:
             f"this memory was begun with {begun or 'no video language model'}, not {verb.model}; "
             f"resume without --model, or give another --out"
         )
+    try:
+        if verb.budget is not None or verb.policy is not None:
+            memory.change(budget=verb.budget, policy=verb.policy)
+    except ValueError as error:
+        memory.close()
+        raise UsageError(str(error)) from error
+    except BaseException:
+        memory.close()
+        raise
     return memory
 
 
