@@ -1,0 +1,1 @@
+"""Which blocks of a memory fit a query best."""
