@@ -65,6 +65,7 @@
   };
 
   function remember(state) {
+    if (page.state && page.state.number !== state.number) at("sync")?.click();  // another memory
     page.state = state;
     for (const place of document.querySelectorAll("[data-fact]"))
       place.textContent = state.facts[place.dataset.fact] ?? "";
@@ -219,6 +220,10 @@
     new MutationObserver(() => { chat.scrollTop = chat.scrollHeight; })
       .observe(chat, { childList: true, subtree: true, characterData: true });
   }
+
+  // A browser may keep a page that was left, and its socket, for the way back: say that it is over.
+  addEventListener("pagehide", () => { ended = true; stopCamera(); live?.close(4001); });
+  addEventListener("pageshow", (event) => { if (event.persisted) location.reload(); });
 
   window.vismem = { page, fps, say, source, open: begin };
 })();

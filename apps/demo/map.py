@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from vismem.heads.answer import clock
-from vismem.memory.slots import Slot
-
-from .held import Held, HeldMoment
+from vismem.live import MomentView, SceneView
 
 __all__ = ["memory_map"]
 
@@ -28,31 +26,36 @@ STEPS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 
 Scale = Callable[[float], float]  # from seconds to percent of the width
 
 
-def memory_map(held: Held) -> str:
+def memory_map(moments: Sequence[MomentView], scenes: Sequence[SceneView]) -> str:
     """Draw what is held.
 
+    Args:
+        moments: In time order.
+        scenes: Of the bank of pictures, if there is one.
+
     Example:
-        >>> held = Held([HeldMoment("m0.0", 0, 5, 2, 10, "")], [], 10, 20, 10, "moments", 0, 0, 0)
-        >>> memory_map(held).count("data-key")
+        >>> moment = MomentView("m0.0", "camera", 0.0, 5.0, 2.0, 10, "cat", 0.9)
+        >>> memory_map([moment], []).count("data-key")
         1
     """
-    start, end = held.span
+    start = min([m.start for m in moments] + [s.first for s in scenes], default=0.0)
+    end = max([m.end for m in moments] + [s.last for s in scenes], default=0.0)
     start = min(0.0, start) if start < 86400 else start
     length = max(end - start, 10.0)
 
     def x(time: float) -> float:
         return 100.0 * (time - start) / length
 
-    lanes = _lanes(held.slots)
+    lanes = _lanes(scenes)
     height = BAR + LANE * len(lanes) + (10 if lanes else 0)
     parts = [
         '<defs><pattern id="gone" width="6" height="6" patternUnits="userSpaceOnUse" '
         'patternTransform="rotate(45)"><line x1="0" y1="0" x2="0" y2="6"/></pattern></defs>',
         f'<rect class="ground" width="{x(end):.2f}%" height="{BAR}" rx="3" fill="url(#gone)"/>',
     ]
-    parts += _bars(held.moments, x)
-    for number, (level, slots) in enumerate(lanes):
-        parts += _dots(level, slots, x, BAR + 10 + LANE * number + LANE / 2)
+    parts += _bars(moments, x)
+    for number, (level, scenes) in enumerate(lanes):
+        parts += _dots(level, scenes, x, BAR + 10 + LANE * number + LANE / 2)
     ticks = _ticks(start, start + length)
     for tick in ticks:
         at = x(tick)
@@ -61,8 +64,8 @@ def memory_map(held: Held) -> str:
             f'<text x="{at:.2f}%" y="{height + 18}" text-anchor="{anchor}">{clock(tick)}</text>'
         )
     legend = "".join(
-        f'<span class="level l-{escape(level)}">{escape(level)} <b>{len(slots)}</b></span>'
-        for level, slots in lanes
+        f'<span class="level l-{escape(level)}">{escape(level)} <b>{len(scenes)}</b></span>'
+        for level, scenes in lanes
     )
     return (
         f'<svg class="map" role="img" aria-label="what is remembered over time" width="100%" '
@@ -70,7 +73,7 @@ def memory_map(held: Held) -> str:
     )
 
 
-def _bars(moments: Sequence[HeldMoment], x: Scale) -> list[str]:
+def _bars(moments: Sequence[MomentView], x: Scale) -> list[str]:
     """A bar a moment; the more frames it stands for, the stronger."""
     group = max(1, math.ceil(len(moments) / BARS))
     most = math.log1p(max((m.frames for m in moments), default=1))
@@ -85,32 +88,32 @@ def _bars(moments: Sequence[HeldMoment], x: Scale) -> list[str]:
         name = escape(first.label or "unnamed") if group == 1 else f"{len(part)} moments"
         told = f"{name}, {clock(first.start)}–{clock(last.end)}, {frames} frames"
         bars.append(
-            f'<rect class="bar" data-key="{escape(first.key)}" x="{x(first.start):.3f}%" '
+            f'<rect class="bar" data-key="{escape(first.id)}" x="{x(first.start):.3f}%" '
             f'width="{max(0.25, x(until) - x(first.start)):.3f}%" height="{BAR}" rx="3" '
             f'style="--s:{strength:.2f}"><title>{told}</title></rect>'
         )
     return bars
 
 
-def _lanes(slots: Sequence[Slot]) -> list[tuple[str, list[Slot]]]:
+def _lanes(scenes: Sequence[SceneView]) -> list[tuple[str, list[SceneView]]]:
     """Scenes by level, the sharp ones first."""
-    levels = {slot.level for slot in slots}
+    levels = {scene.level for scene in scenes}
     order = [level for level in LEVELS if level in levels] + sorted(levels - set(LEVELS))
-    return [(level, [slot for slot in slots if slot.level == level]) for level in order]
+    return [(level, [scene for scene in scenes if scene.level == level]) for level in order]
 
 
-def _dots(level: str, slots: Sequence[Slot], x: Scale, y: float) -> list[str]:
+def _dots(level: str, scenes: Sequence[SceneView], x: Scale, y: float) -> list[str]:
     """A dot a scene when its picture was taken, and a line from its first to its last sight."""
-    shown = sorted(slots, key=lambda slot: -slot.weight)[:DOTS]
-    most = math.log1p(max(slot.weight for slot in slots))
+    shown = sorted(scenes, key=lambda scene: -scene.weight)[:DOTS]
+    most = math.log1p(max(scene.weight for scene in scenes))
     parts = []
-    for slot in shown:
-        radius = 2.0 + 5.5 * math.log1p(slot.weight) / most
+    for scene in shown:
+        radius = 2.0 + 5.5 * math.log1p(scene.weight) / most
         parts.append(
-            f'<line class="run" x1="{x(slot.first):.2f}%" x2="{x(slot.last):.2f}%" y1="{y}" '
-            f'y2="{y}"/><circle class="slot l-{escape(level)}" cx="{x(slot.time):.2f}%" cy="{y}" '
-            f'r="{radius:.1f}"><title>{escape(level)}, {clock(slot.time)}, '
-            f"{slot.weight} frames</title></circle>"
+            f'<line class="run" x1="{x(scene.first):.2f}%" x2="{x(scene.last):.2f}%" y1="{y}" '
+            f'y2="{y}"/><circle class="slot l-{escape(level)}" cx="{x(scene.time):.2f}%" cy="{y}" '
+            f'r="{radius:.1f}"><title>{escape(level)}, {clock(scene.time)}, '
+            f"{scene.weight} frames</title></circle>"
         )
     return parts
 

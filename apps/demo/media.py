@@ -7,14 +7,17 @@ exist. Nothing that belongs to a visit may be kept by a browser or a proxy.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import re
+import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from vismem.errors import VismemError
 
@@ -30,7 +33,7 @@ AHEAD = 2  # pictures on their way that the page has not shown yet; more would o
 STATE_SECONDS = 0.5  # between two looks at the memory
 LARGEST_SHOT = 1_000_000  # bytes of one picture of a webcam
 UNKNOWN_VISIT = 4404  # closes a socket whose token is nobody's
-GOING_AWAY = 1001  # what a browser says when its tab is closed or reloaded
+LEFT = (1001, 4001)  # what a browser, or our page, says when its tab is closed or reloaded
 PRIVATE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 STATIC = {"live.js": "text/javascript", "style.css": "text/css"}
 
@@ -63,12 +66,39 @@ def media_routes(sessions: Sessions) -> APIRouter:
         session = sessions.of(token)
         if session is None:
             return _told("this visit has ended; load the page again", 404)
-        path = session.folder / "clip"
 
-        def play() -> None:
+        def play(path: Path) -> None:
             session.watch(lambda: open_clip(path, session.settings))
 
-        return await _received(request, session, path, play)
+        return await _received(request, session, "clip-", play)
+
+    @router.put("/visit/{token}/memory")
+    async def load(token: str, request: Request) -> Response:
+        session = sessions.of(token)
+        if session is None:
+            return _told("this visit has ended; load the page again", 404)
+        loaded = session.load
+
+        def take(path: Path) -> None:
+            loaded(path)
+            path.unlink()
+
+        return await _received(request, session, "memory-", take)
+
+    @router.get("/visit/{token}/memory")
+    def save(token: str) -> Response:
+        session = sessions.of(token)
+        if session is None:
+            return Response(status_code=404, headers=PRIVATE)
+        pieces = session.pack()
+        try:
+            first = next(pieces)  # what goes wrong goes wrong before the answer begins
+        except VismemError as error:
+            return _told(str(error), 507)
+        named = {"Content-Disposition": 'attachment; filename="memory.vismem"'}
+        return StreamingResponse(
+            chain([first], pieces), media_type="application/x-tar", headers=PRIVATE | named
+        )
 
     @router.websocket("/visit/{token}/live")
     async def live(socket: WebSocket, token: str) -> None:
@@ -85,7 +115,7 @@ def media_routes(sessions: Sessions) -> APIRouter:
             session.viewers -= 1
             session.last_seen = time.monotonic()
             # A tab that is closed says so; a line that breaks does not, and may come back.
-            if code == GOING_AWAY and not session.viewers:
+            if code in LEFT and not session.viewers:
                 await asyncio.to_thread(sessions.end, session)
 
     @router.websocket("/visit/{token}/webcam")
@@ -137,10 +167,12 @@ async def _live(socket: WebSocket, session: Session) -> int:
         await socket.close(UNKNOWN_VISIT)
         return 0
 
-    tasks = [asyncio.create_task(listen()), asyncio.create_task(send())]
+    listening, _ = tasks = asyncio.create_task(listen()), asyncio.create_task(send())
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return max((task.result() for task in done if not task.exception()), default=0)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        # Where sending failed, what the page said last may still be on its way.
+        await asyncio.wait([listening], timeout=1.0)
+        return listening.result() if listening.done() and not listening.exception() else 0
     finally:
         for task in tasks:
             task.cancel()
@@ -163,29 +195,44 @@ async def _shots(socket: WebSocket, stream: PushedStream) -> None:
         await socket.send_text("next")
 
 
-async def _received(request: Request, session: Session, path: Path, use: Any) -> Response:
-    """Write a request's body to a file of the visit, then use it."""
+async def _received(
+    request: Request, session: Session, prefix: str, use: Callable[[Path], None]
+) -> Response:
+    """Write a request's body to a file of the visit, then use it; earlier ones of its kind go."""
     limit = session.settings.upload_bytes
-    if int(request.headers.get("content-length") or 0) > limit:
-        return _told(f"a file may have at most {limit // 10**6} MB", 413)
-    part = path.with_suffix(".part")
-    size = 0
+    too_large = _told(f"a file may have at most {limit // 10**6} MB", 413)
+    claimed = request.headers.get("content-length", "0")
+    if not claimed.isdecimal() or int(claimed) > limit:
+        return too_large
+    if session.receiving:
+        return _told("one file after the other", 409)
+    size, kept = 0, False
     try:
-        with part.open("wb") as file:
+        handle, name = tempfile.mkstemp(prefix=prefix, dir=session.folder)
+        path = Path(name)
+    except OSError:
+        return _told("there is no room for the file", 507)
+    session.receiving = True
+    try:
+        with open(handle, "wb") as file:
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit:
-                    return _told(f"a file may have at most {limit // 10**6} MB", 413)
+                    return too_large
                 await asyncio.to_thread(file.write, chunk)
-        part.replace(path)
-        await asyncio.to_thread(use)
+        await asyncio.to_thread(use, path)
+        kept = True
     except VismemError as error:
-        return _told(str(error).replace(str(path), "this file"), 400)
-    except OSError:
+        # The visitor knows nothing of the folder that the file lies in.
+        told = re.sub(rf"{re.escape(str(session.folder))}\S*", "this file", str(error))
+        return _told(told, 400)
+    except (OSError, ClientDisconnect):
         return _told("the file could not be received", 400)
     finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+        session.receiving = False
+        for old in session.folder.glob(f"{prefix}*"):
+            if old.is_file() and (old == path) != kept:
+                old.unlink(missing_ok=True)
     return _told("", 200)
 
 

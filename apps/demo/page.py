@@ -9,13 +9,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from vismem.errors import UsageError, VismemError
 from vismem.heads.answer import clock
+from vismem.memory.base import Budget
 from vismem.memory.policies import POLICIES
+from vismem.streams import Stream
+from vismem.streams.guard import GuardedCamera
 
 from . import skeleton
 from .session import Session
@@ -40,6 +44,7 @@ MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 THEME = gr.themes.Base(font=FONTS, font_mono=MONO, primary_hue="orange", neutral_hue="stone")
 ENDED = "This visit has ended. Load the page again."
 
+html = partial(gr.HTML, apply_default_css=False)
 Said = str  # a line for the visitor; empty where there is nothing to say
 
 
@@ -98,13 +103,23 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
         told = f"{gone} moment{'s' * (gone != 1)} between {start} and {end} forgotten."
         return chat(session.turns, session.token), told
 
+    def sync(token: str) -> tuple[str, Any, Any]:
+        session = sessions.of(token)
+        if session is None:
+            return "", gr.skip(), gr.skip()
+        held = session.memory.budget.bytes
+        known = [text for text in BUDGETS if Budget.parse(text).bytes == held]
+        said = chat(session.turns, session.token) or skeleton.HINT
+        return said, gr.update(value=known[0] if known else None), session.memory.policy
+
     with gr.Blocks(title="vismem", analytics_enabled=False, fill_width=True) as page:
         token = gr.Textbox(visible="hidden", elem_id="token")
         notice = gr.Textbox(visible="hidden", elem_id="said")
-        gr.HTML(skeleton.HEADER)
+        newer = gr.Button(visible="hidden", elem_id="sync")
+        html(skeleton.HEADER)
         with gr.Row(elem_id="room"):
-            with gr.Column(scale=13, elem_id="seen", min_width=300):
-                gr.HTML(skeleton.STAGE)
+            with gr.Column(scale=12, elem_id="seen", min_width=300):
+                html(skeleton.STAGE)
                 with gr.Row(elem_id="watch"):
                     source = gr.Radio(
                         [GALLERY, OWN, WEBCAM, CAMERA],
@@ -116,9 +131,9 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
                     pause = gr.Button("Pause", elem_id="pause", size="sm", min_width=80)
                     again = gr.Button("Start again", elem_id="again", size="sm", min_width=80)
                 with gr.Column(elem_id="from-own", elem_classes="source-panel"):
-                    gr.HTML(skeleton.OWN_CLIP)
+                    html(skeleton.OWN_CLIP)
                 with gr.Column(elem_id="from-webcam", elem_classes="source-panel"):
-                    gr.HTML(skeleton.WEBCAM)
+                    html(skeleton.WEBCAM)
                 with gr.Row(elem_id="from-camera", elem_classes="source-panel"):
                     address = gr.Textbox(
                         placeholder="rtsp://user:password@camera.example/stream",
@@ -129,13 +144,13 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
                         max_lines=1,
                     )
                     connect = gr.Button("Connect", elem_id="connect", size="sm", scale=1)
-                gr.HTML(skeleton.MEMORY)
-                gr.HTML(skeleton.GIVEN_UP)
+                html(skeleton.MEMORY)
+                html(skeleton.GIVEN_UP)
             with gr.Column(scale=8, elem_id="asked", min_width=300):
-                gr.HTML('<div class="head"><h2>Ask it</h2><p>while it watches</p></div>')
+                html('<div class="head"><h2>Ask it</h2><p>while it watches</p></div>')
                 with gr.Column(elem_id="chat", elem_classes="scroll"):
-                    log = gr.HTML(elem_id="chat-log")
-                    now = gr.HTML(elem_id="chat-now")
+                    log = html(skeleton.HINT, elem_id="chat-log")
+                    now = html(elem_id="chat-now")
                 with gr.Row(elem_id="examples"):
                     examples = [
                         gr.Button(text, size="sm", elem_id=f"example-{place}", min_width=40)
@@ -170,47 +185,38 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
                             value="0:10", label="to", elem_id="forget-to", min_width=70
                         )
                         drop = gr.Button("Forget", elem_id="forget", size="sm", min_width=80)
-                    gr.HTML(skeleton.SAVED)
-        gr.HTML(skeleton.VIEWER)
+                    html(skeleton.SAVED)
+        html(skeleton.VIEWER)
 
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-        page.load(begin, None, [token, notice], **quiet | {"api_visibility": "public"}).then(
-            None, [token], js="(token) => window.vismem.open(token)", **quiet
-        )
-        source.input(
-            of(choose),
-            [token, source],
-            [notice],
-            js="(t, s) => (window.vismem.source(s), [t, s])",
-            **quiet,
-        )
-        watch_camera = of(lambda session, url: _camera(session, url, settings))
-        gr.on([connect.click, address.submit], watch_camera, [token, address], [notice], **quiet)
-        pause.click(of(_pause), [token], [notice], **quiet)
-        again.click(of(lambda session: session.again()), [token], [notice], **quiet)
-        budget.input(
-            of(lambda session, value: session.change(budget=value)),
-            [token, budget],
-            [notice],
-            **quiet,
-        )
-        policy.input(
-            of(lambda session, value: session.change(policy=value)),
-            [token, policy],
-            [notice],
-            **quiet,
-        )
-        drop.click(forget, [token, start, end], [log, notice], **quiet)
+
+        def said(event: Any) -> None:
+            event.then(None, [notice], js="(said) => window.vismem.say(said)", **quiet)
+
+        begun = page.load(begin, None, [token, notice], api_name="begin", show_progress="hidden")
+        begun.then(None, [token], js="(token) => window.vismem.open(token)", **quiet)
+        said(begun)
+        chosen = "(token, source) => (window.vismem.source(source), [token, source])"
+        said(source.input(of(choose), [token, source], [notice], js=chosen, **quiet))
+        url = of(lambda session, url: _camera(session, url, settings))
+        said(gr.on([connect.click, address.submit], url, [token, address], [notice], **quiet))
+        said(pause.click(of(_pause), [token], [notice], **quiet))
+        said(again.click(of(lambda session: session.again()), [token], [notice], **quiet))
+        bytes_ = of(lambda session, value: session.change(budget=value))
+        said(budget.input(bytes_, [token, budget], [notice], **quiet))
+        bank = of(lambda session, value: session.change(policy=value))
+        said(policy.input(bank, [token, policy], [notice], **quiet))
+        newer.click(sync, [token], [log, budget, policy], **quiet)
+        said(drop.click(forget, [token, start, end], [log, notice], **quiet))
         asked: dict[str, Any] = {
             "outputs": [log, now, question, notice],
             "show_progress": "hidden",
             "concurrency_limit": 2 * settings.seats,
             "concurrency_id": "ask",
         }
-        gr.on([question.submit, send.click], ask, [token, question], api_name="ask", **asked)
+        said(gr.on([question.submit, send.click], ask, [token, question], api_name="ask", **asked))
         for example in examples:
-            example.click(ask, [token, example], api_visibility="private", **asked)
-        notice.change(None, [notice], js="(said) => window.vismem.say(said)", **quiet)
+            said(example.click(ask, [token, example], api_visibility="private", **asked))
     return page
 
 
@@ -228,7 +234,13 @@ def _gallery(session: Session, settings: DemoSettings) -> None:
 
 
 def _camera(session: Session, url: str, settings: DemoSettings) -> None:
-    raise UsageError("cameras come with the guard")
+    """Watch a camera whose address a stranger gave: nothing in this machine's own network."""
+
+    def source() -> Stream:
+        allow, fps = settings.allow_hosts, settings.watch_fps
+        return GuardedCamera(url.strip(), allow=allow, fps=fps, name="camera")
+
+    session.watch(source)
 
 
 def _pause(session: Session) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -21,19 +22,22 @@ from vismem.frame import Frame
 from vismem.heads.answer import Answer, Moment
 from vismem.heads.detect import Detector, Look, Propose
 from vismem.heads.draw_boxes import draw_boxes
-from vismem.pipeline import VisualMemory
+from vismem.live import thumbnail
+from vismem.memory.base import Budget
+from vismem.pipeline import VisualMemory, check_settings
+from vismem.store import pack_memory, unpack_memory
 from vismem.streams import Stream
 from vismem.streams.base import Sampler
 
-from .held import Held, held
 from .player import Player
-from .settings import DemoSettings
+from .settings import BUDGETS, DemoSettings
 from .webcam import PushedStream
 
 __all__ = ["Models", "Picture", "Session", "Turn"]
 
 WIDEST = 960  # pixels of the live picture
 QUALITY = 80  # of its JPEG
+IN_TIME = 0.02  # seconds late up to which there is time for boxes
 FRESH = 0.3  # seconds for which boxes are drawn on later frames, if there is no time for new ones
 TURNS = 12  # questions that stay on the page
 LONGEST_QUESTION = 300  # characters
@@ -79,23 +83,11 @@ class Turn:
         number: Unique within the visit.
         answer: What the memory said.
         seconds: How long that took.
-        forgotten: How many of its moments the visitor made the memory forget since.
     """
 
     number: int
     answer: Answer
     seconds: float
-    forgotten: int = 0
-
-
-@dataclass
-class Counts:
-    """What became of the frames and moments of a visit, over all changes of its memory."""
-
-    seen: int = 0
-    skipped_boxes: int = 0
-    asked_to_forget: int = 0
-    spans: list[tuple[float, float]] = field(default_factory=list)
 
 
 class Session(Closeable):
@@ -111,26 +103,30 @@ class Session(Closeable):
         self.token, self.settings, self.models = token, settings, models
         self.budget, self.policy = settings.budget, "moments"
         self.picture = Picture()
-        self.counts = Counts()
+        self.asked_to_forget = 0  # moments, on this page
         self.turns: list[Turn] = []
-        self.notice = ""
         self.player: Player | None = None
         self.webcam: PushedStream | None = None
         self.closed = False
         self.last_seen = time.monotonic()  # when its page was there
         self.viewers = 0
+        self.receiving = False  # a file
         self.folder = Path(tempfile.mkdtemp(prefix="vismem-demo-"))  # 0700; gone with the visit
         self._change = threading.RLock()  # held by whoever changes what is watched or remembered
         self._source: Callable[[], Stream] | None = None
-        self._memory, self._detector = self._fresh()
-
-    def _fresh(self) -> tuple[VisualMemory, Detector]:
-        memory = VisualMemory(self.budget, policy=self.policy, encoder=self.models.encoder, queue=2)
-        models = self.models
-        detector = Detector(memory=True, propose=models.propose, look=models.look)
-        self._wanted = Sampler(self.settings.memory_fps)
+        self.number = 0  # of the memory; another one has another
+        self._memory = self._new_memory()
+        self._detector = self._new_detector()
+        self._wanted = Sampler(settings.memory_fps)
         self._boxes: tuple[float, Detections] | None = None
-        return memory, detector
+        self._next_boxes = 0.0  # when there is time for them
+        self._forgotten: list[tuple[float, float]] = []  # spans, on request
+
+    def _new_memory(self) -> VisualMemory:
+        return VisualMemory(self.budget, policy=self.policy, encoder=self.models.encoder, queue=2)
+
+    def _new_detector(self) -> Detector:
+        return Detector(memory=True, propose=self.models.propose, look=self.models.look)
 
     @property
     def memory(self) -> VisualMemory:
@@ -149,23 +145,23 @@ class Session(Closeable):
         Raises:
             SourceError: If it cannot be opened; what was watched before goes on.
         """
-        with self._change:
-            self._check_open()
-            first: list[Stream] = [source()]  # if it cannot be opened, nothing has changed
-            try:
+        first = [source()]  # outside the lock: a camera may take its time
+        try:
+            with self._change:
+                self._check_open()
                 self._stop()
-                self._renew(*self._fresh())
-            except BaseException:
-                first[0].close()
-                raise
-            self._source, self._again = source, again
-
-            def opened() -> Stream:
-                return first.pop() if first else source()
-
-            stream = first[0]
-            self.webcam = stream if isinstance(stream, PushedStream) else None
-            self.player = Player(opened, self._see, again=again, seconds=self.settings.play_seconds)
+                self._renew(self._new_memory())
+                self._source, self._again = source, again
+                self.webcam = first[0] if isinstance(first[0], PushedStream) else None
+                self.player = Player(
+                    lambda: first.pop() if first else source(),
+                    self._see,
+                    again=again,
+                    seconds=self.settings.play_seconds,
+                )
+        finally:
+            for stream in first:  # where it was not taken
+                stream.close()
 
     def again(self) -> None:
         """Begin a new memory, and the source from its beginning."""
@@ -176,10 +172,14 @@ class Session(Closeable):
                 raise UsageError("switch the webcam off and on to begin again")
             self.watch(self._source, again=self._again)
 
-    def _renew(self, memory: VisualMemory, detector: Detector) -> None:
-        """Put another memory in the place of this one."""
-        old, self._memory, self._detector = self._memory, memory, detector
-        self.turns, self.counts, self.picture = [], Counts(), Picture(self.picture.number)
+    def _renew(self, memory: VisualMemory) -> None:
+        """Put another memory in the place of this one, and begin everything else anew."""
+        old, self._memory = self._memory, memory
+        self._detector, self._boxes = self._new_detector(), None
+        self._wanted = Sampler(self.settings.memory_fps)
+        self._forgotten, self.asked_to_forget = [], 0
+        self.turns, self.picture = [], Picture(self.picture.number)
+        self.number += 1
         old.close()
 
     def _stop(self) -> None:
@@ -196,16 +196,16 @@ class Session(Closeable):
         """Take one frame: to the memory twice a second, to the eye each time."""
         if self._wanted(frame.timestamp):
             self._memory.write(frame, block=False)
-        # Boxes cost as much as ten pictures: whoever is late goes without new ones.
-        if late < 0.02:
-            found = self._detector.step(frame)
-            self._boxes = frame.timestamp, found
-        else:
-            self.counts.skipped_boxes += 1
+        # Boxes cost as much as ten pictures: whoever is late goes without new ones, and half of the
+        # time is for pictures alone.
+        began = time.monotonic()
+        if late < IN_TIME and began >= self._next_boxes:
+            self._boxes = frame.timestamp, self._detector.step(frame)
+            ended = time.monotonic()
+            self._next_boxes = ended + (ended - began)
         image, boxes = frame.image, 0
         if self._boxes is not None and frame.timestamp - self._boxes[0] <= FRESH:
             image, boxes = draw_boxes(image, self._boxes[1]), len(self._boxes[1])
-        self.counts.seen += 1
         number = self.picture.number + 1
         self.picture = Picture(number, _jpeg(image), frame.timestamp, boxes)
 
@@ -232,11 +232,63 @@ class Session(Closeable):
         with self._change:
             self._check_open()
             gone = self._memory.forget(start, end)
-            self._detector.reset()
-            self.counts.asked_to_forget += gone
-            self.counts.spans.append((start, end))
+            self._detector = self._new_detector()  # a step that is going on writes to the old one
+            self._forgotten.append((start, end))
+            self.asked_to_forget += gone
             self.turns = [_without(turn, start, end) for turn in self.turns]
         return gone
+
+    def pack(self) -> Iterator[bytes]:
+        """The memory of this instant as one file, piece by piece.
+
+        A copy of it lies in the visit's folder until the last piece is taken.
+
+        Raises:
+            StoreError: If the disk has no room for it.
+        """
+        self._check_open()
+        folder = Path(tempfile.mkdtemp(prefix="packed-", dir=self.folder))
+        try:
+            self._memory.copy(folder / "copy.mem")
+            yield from pack_memory(folder / "copy.mem")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def load(self, archive: Path) -> None:
+        """Put the memory of an archive in the place of this one, and watch nothing.
+
+        Raises:
+            StoreError: If it is no memory, damaged, or of another encoder; nothing has changed.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="loaded-", dir=self.folder))
+        try:
+            with archive.open("rb") as file:
+                unpack_memory(
+                    file,
+                    folder / "loaded.mem",
+                    encoder=self.models.encoder.identity,
+                    max_bytes=self.settings.upload_bytes,
+                    check=check_settings,
+                )
+            encoder = self.models.encoder
+            memory = VisualMemory.open(folder / "loaded.mem", encoder=encoder, queue=2)
+            try:
+                if memory.budget.bytes > Budget.parse(BUDGETS[-1]).bytes:
+                    memory.change(budget=BUDGETS[-1])
+                with self._change:
+                    self._check_open()
+                    self._stop()
+                    self._source = None
+                    self._renew(memory)
+                    for old in self.folder.glob("loaded-*"):
+                        if old != folder:
+                            shutil.rmtree(old, ignore_errors=True)
+            except BaseException:
+                memory.close()
+                raise
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     def ask(self, question: str) -> Turn:
         """Answer from what is remembered, while the picture goes on.
@@ -250,38 +302,33 @@ class Session(Closeable):
         if len(question) > LONGEST_QUESTION:
             raise UsageError(f"a question has at most {LONGEST_QUESTION} characters")
         self._check_open()
-        began = time.perf_counter()
-        found = self._memory.ask(question, wait=False)
-        number = self.turns[-1].number + 1 if self.turns else 1
-        turn = Turn(number, found, time.perf_counter() - began)
-        self.turns = [*self.turns, turn][-TURNS:]
+        began, memory, before = time.perf_counter(), self._memory, len(self._forgotten)
+        found = memory.ask(question, wait=False)
+        seconds = time.perf_counter() - began
+        with self._change:
+            if memory is not self._memory:
+                raise UsageError("the memory is another one now; ask again")
+            turn = Turn(self.turns[-1].number + 1 if self.turns else 1, found, seconds)
+            for start, end in self._forgotten[before:]:  # while it was being answered
+                turn = _without(turn, start, end)
+            self.turns = [*self.turns, turn][-TURNS:]
         return turn
-
-    def held(self) -> Held:
-        """What the page shows of the memory."""
-        return held(self._memory)
 
     def thumbnail(self, key: str) -> bytes:
         """The stored picture of a moment on the page; empty if it is there no more.
 
         Args:
-            key: ``m<stream>.<number of the moment's first write>`` on the timeline, or
-                ``a<turn>.<place>`` in an answer.
+            key: Of a moment or scene, see `vismem.live.thumbnail`, or ``a<turn>.<place>`` of one in
+                an answer.
         """
-        kind, (first, _, second) = key[:1], key[1:].partition(".")
-        if not (first.isdecimal() and second.isdecimal() and len(key) < 40):
-            return b""
-        if kind == "a":
-            for turn in self.turns:
-                if turn.number == int(first) and int(second) < len(turn.answer.moments):
-                    return turn.answer.moments[int(second)].thumbnail
-            return b""
-        snapshots = list(self._memory.snapshots().values())
-        if kind != "m" or int(first) >= len(snapshots):
-            return b""
-        snapshot = snapshots[int(first)]
-        places = (snapshot.column("source") == int(second)).nonzero()[:, 0].tolist()
-        return snapshot.thumbnail(places[0]) if places else b""
+        match = re.fullmatch(r"a([0-9]{1,9})\.([0-9]{1,3})", key)
+        if not match:
+            return thumbnail(self._memory, key) or b""
+        place = int(match[2])
+        for turn in self.turns:
+            if turn.number == int(match[1]) and place < len(turn.answer.moments):
+                return turn.answer.moments[place].thumbnail
+        return b""
 
     # ------------------------------------------------------------------ its end
 
@@ -307,15 +354,10 @@ class Session(Closeable):
 def _without(turn: Turn, start: float, end: float) -> Turn:
     """A turn without the moments that touch a span, and without the words that told of them."""
     kept = tuple(m for m in turn.answer.moments if not _touches(m, start, end))
-    gone = len(turn.answer.moments) - len(kept)
-    if not gone:
+    if len(kept) == len(turn.answer.moments):
         return turn
     text = "This answer spoke of a time that is forgotten now. Ask again."
-    return replace(
-        turn,
-        answer=replace(turn.answer, text=text, moments=kept),
-        forgotten=turn.forgotten + gone,
-    )
+    return replace(turn, answer=replace(turn.answer, text=text, moments=kept))
 
 
 def _touches(moment: Moment, start: float, end: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["GIVEN_UP", "HEADER", "MEMORY", "OWN_CLIP", "SAVED", "STAGE", "VIEWER", "WEBCAM"]
+__all__ = ["GIVEN_UP", "HEADER", "HINT", "MEMORY", "OWN_CLIP", "SAVED", "STAGE", "VIEWER", "WEBCAM"]
 
 HEADER = """
 <header id="top">
@@ -39,6 +39,12 @@ MEMORY = """
   <div id="timeline" data-testid="timeline" tabindex="0" aria-label="moments, oldest first"></div>
   <div id="map" data-testid="map"></div>
 </section>
+"""
+
+HINT = """
+<p class="hint">It has been watching since you opened this page, and keeps a little of each moment
+within the budget above. Ask when something was there, how many, or what happened. What it has not
+seen, it says.</p>
 """
 
 GIVEN_UP = """

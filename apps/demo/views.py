@@ -13,8 +13,8 @@ from html import escape
 from typing import Any
 
 from vismem.heads.answer import Moment, clock
+from vismem.live import Facts, MomentView, facts, moments, scenes
 
-from .held import Held, HeldMoment
 from .map import memory_map
 from .session import Session, Turn
 
@@ -34,14 +34,16 @@ def state(session: Session, known: str) -> tuple[str, dict[str, Any]]:
     Returns:
         The version now, and values for JSON; timeline and map only if the version is another.
     """
-    seen = session.held()
-    version = f"{seen.frames}.{seen.nbytes}.{seen.merged}.{seen.forgotten}.{seen.budget}"
-    version += f".{seen.policy}.{id(session.memory)}"
-    values: dict[str, Any] = {"live": _live(session), "facts": _facts(session, seen)}
+    memory = session.memory
+    now = facts(memory)
+    version = f"{session.number}.{now.frames}.{now.bytes}.{now.merged}.{now.forgotten}.{now.policy}"
+    values: dict[str, Any] = {"live": _live(session), "facts": _facts(session, now)}
+    values["number"] = session.number
     if version != known:
-        values["moments"] = timeline(seen.moments[-MOST_CARDS:], session.token)
-        values["map"] = memory_map(seen)
-        values["earlier"] = max(0, len(seen.moments) - MOST_CARDS)
+        held = moments(memory)
+        values["moments"] = timeline(held[-MOST_CARDS:], session.token)
+        values["map"] = memory_map(held, scenes(memory))
+        values["earlier"] = max(0, len(held) - MOST_CARDS)
     return version, values
 
 
@@ -63,43 +65,42 @@ def _live(session: Session) -> dict[str, Any]:
     }
 
 
-def _facts(session: Session, seen: Held) -> dict[str, Any]:
+def _facts(session: Session, now: Facts) -> dict[str, Any]:
     """Figures, each as it is shown."""
-    stats, wished = session.memory.stats, session.counts.asked_to_forget
-    start, end = seen.span
+    wished = session.asked_to_forget
+    start, end = now.span or (0.0, 0.0)
     late = session.player.dropped if session.player else 0
     return {
-        "bytes": size(seen.nbytes),
-        "budget": size(seen.budget),
-        "share": round(min(1.0, seen.nbytes / max(1, seen.budget)), 4),
-        "moments": f"{len(seen.moments):,}",
-        "scenes": f"{len(seen.slots):,}" if seen.policy != "moments" else "",
-        "policy": seen.policy,
-        "frames": f"{seen.frames:,}",
+        "bytes": size(now.bytes),
+        "budget": size(now.budget),
+        "share": round(min(1.0, now.bytes / max(1, now.budget)), 4),
+        "moments": f"{now.moments:,}",
+        "scenes": f"{now.scenes:,}" if now.policy != "moments" else "",
+        "policy": now.policy,
+        "frames": f"{now.frames:,}",
         "span": duration(end - start),
-        "merged": f"{seen.merged:,}",
+        "merged": f"{now.merged:,}",
         "forgotten": f"{wished:,}",
-        "crowded": f"{max(0, seen.forgotten - wished):,}",
-        "dropped": f"{seen.dropped + late:,}",
-        "look": f"{1000 * stats.encode_seconds / max(1, stats.written):.0f} ms",
+        "crowded": f"{max(0, now.forgotten - wished):,}",
+        "dropped": f"{now.dropped + late:,}",
     }
 
 
-def timeline(moments: Sequence[HeldMoment], token: str) -> list[tuple[str, str]]:
+def timeline(moments: Sequence[MomentView], token: str) -> list[tuple[str, str]]:
     """A card for every moment: what it is known by on the page, and its HTML."""
-    return [(f"{m.key}@{m.peak:.3f}@{m.frames}", _card(m, token)) for m in moments]
+    return [(f"{m.id}@{m.time:.3f}@{m.frames}", _card(m, token)) for m in moments]
 
 
-def _card(moment: HeldMoment, token: str) -> str:
+def _card(moment: MomentView, token: str) -> str:
     label = escape(moment.label or "unnamed")
     when = f"{clock(moment.start)}–{clock(moment.end)}"
     return _opener(
         "moment",
-        key=moment.key,
+        key=moment.id,
         token=token,
-        version=f"{moment.peak:.3f}",
+        version=f"{moment.time:.3f}",
         title=moment.label or "a moment",
-        when=f"{when} · picture from {clock(moment.peak)}",
+        when=f"{when} · picture from {clock(moment.time)}",
         more=f"stands for {count(moment.frames, 'frame')}",
         inside=(
             f'<span class="what">{label}</span>'
