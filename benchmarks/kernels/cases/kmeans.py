@@ -10,12 +10,15 @@ from torch import Tensor
 
 from kernels.kmeans import cpu, reference
 
-ROWS = 128  # of the reference at once
-
 
 def _parts(inputs: Inputs) -> Iterable[Inputs]:
     x, centroids = inputs
-    return [(rows, centroids) for rows in x.split(ROWS)]
+    return [(rows, centroids) for rows in x.split(_rows(x))]
+
+
+def _rows(x: Tensor) -> int:
+    """Of the reference at once: what stays in cache, or keeps a GPU busy."""
+    return 512 if x.is_cuda else 4
 
 
 def _nearest(result: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> str | None:
@@ -124,7 +127,7 @@ def _step(rows: int, width: int, clusters: int, dtype: torch.dtype) -> Case:
 
     def spread(x: Tensor, centroids: Tensor) -> tuple[Tensor, Tensor]:
         labels, squares = torch.cat(
-            [torch.stack(reference.kmeans_assign(part, centroids)) for part in x.split(ROWS)], 1
+            [torch.stack(reference.kmeans_assign(part, centroids)) for part in x.split(_rows(x))], 1
         )
         return reference.kmeans_update(x, torch.ones_like(squares), labels.long(), len(centroids))
 

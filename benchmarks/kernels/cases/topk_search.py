@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from case import Case, Inputs, normal
@@ -12,12 +12,6 @@ from kernels.topk_search import cpu, reference
 
 K = 10
 Found = tuple[Tensor, Tensor]
-
-
-def _parts(inputs: Inputs) -> Iterable[Inputs]:
-    """One query after the other: the bank in float64 is large enough."""
-    bank, query, k, scale = inputs
-    return [(bank, one, k, scale) for one in query.split(1)]
 
 
 def _same(result: Found, wanted: Found) -> str | None:
@@ -100,7 +94,6 @@ def _case(
         small=small,
         same=_same,
         tensor_cores=used,
-        parts=_parts,
     )
 
 

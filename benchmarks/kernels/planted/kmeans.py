@@ -13,7 +13,7 @@ PLANTED = [
     (KERNEL, "cluster > one), cluster, clusters", "cluster >= one), cluster, clusters"),
     (KERNEL, "less = (root < best)", "less = (square < least)"),
     (KERNEL, "less = (root < best)", "less = (root <= best)"),
-    (KERNEL, " | (label < 0)", ""),
+    (KERNEL, " | (label < 0)", " | (label < -1)"),
     (KERNEL, "(root != root) & (best == best)", "(root != root)"),
     (KERNEL, "begin = tl.load(ends + cluster - 1, cluster > 0, 0)", "begin = 0"),
     (KERNEL, "sums += weight[:, None] * rows", "sums += rows"),
