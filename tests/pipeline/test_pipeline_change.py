@@ -394,3 +394,14 @@ def test_the_settings_on_disk_are_the_new_ones(make, path: Path) -> None:
         assert store.records == 0
     memory.close()
     assert vm.VisualMemory is VisualMemory
+
+
+def test_no_name_of_a_segment_is_given_twice_though_a_change_failed(make) -> None:
+    memory = fill(make("60KB"), range(100))
+    stream = memory._streams["camera"]
+    other, _ = stream.changed(6_000, "moments")
+    given = {s.name: s for s in other.moments.segments if s not in stream.moments.segments}
+    assert given
+    for number in range(100, 160):
+        fill(memory, range(number, number + 1))
+        assert not any(given.get(s.name, s) is not s for s in stream.moments.segments)
