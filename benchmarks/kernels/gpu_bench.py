@@ -147,29 +147,33 @@ def on_a_processor(options: argparse.Namespace) -> list[Entry]:
     """Time PyTorch's forms beside the alternatives, on one thread."""
     entries = []
     for case in load_cases():
-        if not case.processor or options.only not in (None, case.op):
-            continue
-        entry: Entry = {"op": case.op, "size": case.name, "others": {}}
-        entries.append(entry)
-        try:
-            entry["wrong"], entry["error"] = check(case, "cpu", case.torch, repeats=2)
-        except Exception as raised:
-            entry["wrong"] = f"{type(raised).__name__}: {first_line(raised)}"
-        if entry["wrong"]:
-            continue
-        forms, differs = {FORM: case.torch}, {}
-        for name, form in case.baselines.items():
-            try:
-                differs[name] = comparable(case, "cpu", form)
-                forms[name] = form
-            except Exception as raised:
-                entry["others"][name] = {"left_out": first_line(raised)}
-        times = side_by_side(forms, case.inputs("cpu", 1))
-        entry["us"] = 1e3 * times.pop(FORM)
-        for name, ms in times.items():
-            told = {"us": 1e3 * ms, "ratio": 1e3 * ms / entry["us"], "differs": differs[name]}
-            entry["others"][name] = told
+        if case.processor and options.only in (None, case.op):
+            entries.append(_on_a_processor(case))
+            print(f"  {case.op} {case.name}: {_verdict(entries[-1])}", flush=True)
     return entries
+
+
+def _on_a_processor(case: Case) -> Entry:
+    entry: Entry = {"op": case.op, "size": case.name, "others": {}}
+    try:
+        entry["wrong"], entry["error"] = check(case, "cpu", case.torch, repeats=2)
+    except Exception as error:
+        entry["wrong"] = f"{type(error).__name__}: {first_line(error)}"
+    if entry["wrong"]:
+        return entry
+    forms, differs = {FORM: case.torch}, {}
+    for name, form in case.baselines.items():
+        try:
+            differs[name] = comparable(case, "cpu", form)
+            forms[name] = form
+        except Exception as error:
+            entry["others"][name] = {"left_out": first_line(error)}
+    times = side_by_side(forms, case.inputs("cpu", 1))
+    entry["us"] = 1e3 * times.pop(FORM)
+    for name, ms in times.items():
+        told = {"us": 1e3 * ms, "ratio": 1e3 * ms / entry["us"], "differs": differs[name]}
+        entry["others"][name] = told
+    return entry
 
 
 def as_table(entries: list[Entry], processor: bool) -> str:
@@ -205,7 +209,8 @@ def _verdict(entry: Entry) -> str:
         return f"FAIL {entry['wrong']}"
     if "left_out" in entry:
         return f"left out, {entry['left_out']}"
-    return f"{entry['us']:.1f} us, {entry['of_floor']:.0%} of floor; {_others(entry['others'])}"
+    share = f", {entry['of_floor']:.0%} of floor" if "of_floor" in entry else ""
+    return f"{entry['us']:.1f} us{share}; {_others(entry['others'])}"
 
 
 def _wanted(case: Case, options: argparse.Namespace) -> bool:

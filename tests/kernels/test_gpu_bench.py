@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 import torch
 import tune
 from case import Case, load_cases, normal
-from clock import Ceilings, Timing, side_by_side
+from clock import Ceilings, GpuClock, Timing, side_by_side
 from gate import check, comparable, mapped, tensors
 from torch import Tensor
 
@@ -214,6 +216,80 @@ def test_forms_are_timed_by_turns() -> None:
     assert set(times) == {"a", "b"} and min(times.values()) > 0
     turns = "".join(name for name, _ in groupby(order))
     assert turns == "ababa"  # once each, then b a, a b, b a
+
+
+class FakeEvent:
+    """Reads a clock of the host in place of one of a GPU."""
+
+    def __init__(self, enable_timing: bool):
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the clock of a GPU asks of one, without a GPU; notes how it was asked."""
+    noted = SimpleNamespace(debug="default", stream="main", graphs=0, replays=0)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+
+    class Graph:
+        def replay(self) -> None:
+            noted.replays += 1
+            time.sleep(1e-3)
+
+    @contextmanager
+    def recording(graph: Graph):
+        noted.graphs += 1
+        yield
+
+    fakes = {
+        "Event": FakeEvent,
+        "synchronize": lambda: None,
+        "CUDAGraph": Graph,
+        "graph": recording,
+        "stream": lambda side: nullcontext(),
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "set_stream": lambda chosen: setattr(noted, "stream", chosen),
+        "set_sync_debug_mode": lambda mode: setattr(noted, "debug", mode),
+        "get_device_properties": lambda number: SimpleNamespace(L2_cache_size=1000),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(GpuClock, "device", "cpu")
+    return noted
+
+
+def test_short_calls_are_timed_in_a_graph_over_inputs_that_no_cache_holds(
+    gpu: SimpleNamespace,
+) -> None:
+    clock, asked = GpuClock(), []
+    sets = clock.sets(case())
+    assert len(sets) == 24 and not torch.equal(sets[0][0], sets[1][0])  # 128 bytes each
+    timing = clock.time(lambda x: asked.append(x), sets)
+    assert timing.how == "graph, cold" and gpu.graphs == 1 and gpu.replays == 21
+    assert 1000 / 24 <= timing.us < 1000 and len(asked) == 4 + 5 + 1 + 3 + 24
+    assert gpu.debug == "default"
+
+
+def test_a_call_that_waits_is_timed_without_a_graph(gpu: SimpleNamespace) -> None:
+    def waits(x: Tensor) -> None:
+        if gpu.debug == "error":
+            raise RuntimeError("called a synchronizing CUDA operation\nsomewhere")
+
+    timing = GpuClock().time(waits, [(torch.ones(4),)])
+    assert timing.how == "warm, no graph: called a synchronizing CUDA operation"
+    assert gpu.graphs == 0 and gpu.debug == "default" and timing.us > 0
+
+
+def test_long_calls_are_timed_one_by_one(gpu: SimpleNamespace) -> None:
+    timing = GpuClock().time(lambda x: time.sleep(0.02), [(torch.ones(1000),)] * 2)
+    assert timing.how == "cold" and 2e4 <= timing.us < 1e5 and gpu.graphs == 0
 
 
 def bench(root: Path, out: Path, *options: str) -> tuple[int, str, list[dict]]:
