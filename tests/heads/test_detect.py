@@ -263,6 +263,8 @@ def test_later_views_tell_that_somebody_new_is_who_had_left(same, who):
 def test_two_people_seen_side_by_side_are_never_joined():
     play = Script(settle=0.4, same=0.5)
     near = 0.7 * ANN + 0.72 * BOB
+    for n in range(3):  # she is known when the other comes
+        play(-0.6 + 0.2 * n, (PLACE, 0.8, ANN))
     for n in range(6):
         found = play(0.2 * n, (PLACE, 0.8, ANN), (ELSEWHERE, 0.8, near))
     assert sorted(ids(found)) == [0, 1]

@@ -347,3 +347,11 @@ def test_of_equals_the_older_is_forgotten_first() -> None:
     assert memory.held("ids").tolist() == [1, 2, 3]
     assert memory.update(torch.stack([-Y, -Z]), 2.0).tolist() == [4, 5]
     assert memory.held("ids").tolist() == [3, 4, 5]
+
+
+@pytest.mark.parametrize(("gap", "who"), [(0.1, 0), (5.0, 1)])
+def test_a_place_counts_the_less_the_longer_ago(gap: float, who: int) -> None:
+    memory = identities(alike=0.5, place=0.2)
+    memory.update(X[None], 0.0, boxes=box(0.5)[None])
+    turned = 0.4 * X + (1 - 0.4**2) ** 0.5 * Y
+    assert memory.update(turned[None], gap, boxes=box(0.5)[None]).tolist() == [who]

@@ -187,9 +187,9 @@ class Seen:
         Returns:
             Who of them turned out to be somebody known, and whom.
         """
-        numbers, seen, first, last = map(self.identities.held, ("ids", "seen", "first", "last"))
+        numbers, first, last = map(self.identities.held, ("ids", "first", "last"))
         named = torch.tensor([self._tracks[n].id >= 0 for n in numbers.tolist()], dtype=torch.bool)
-        settled = (seen > (self.config.settle > 0)) & (last - first >= self.config.settle)
+        settled = last - first >= self.config.settle
         joined: dict[int, int] = {}
         for row in torch.nonzero(settled & ~named)[:, 0].tolist():
             number, track = int(numbers[row]), self._tracks[int(numbers[row])]
