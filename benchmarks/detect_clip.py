@@ -8,7 +8,7 @@ it saves the frames with added boxes, drawn, to be judged by eye.
 ``python benchmarks/detect_clip.py CLIP --truth FILE --composed 6`` cuts those people out and pastes
 them over photographs, where they come, cross, go and come back (`composed_people`): that many
 videos with the first half of the people, on which the numbers of `DetectConfig` were set, and that
-many with the other half, which they never saw.
+many with the other half, held out but for `known` and `same`, last raised on the whole clip.
 """
 
 from __future__ import annotations
