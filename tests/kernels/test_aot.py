@@ -1,6 +1,7 @@
 """Every kernel compiles for Ampere and Hopper without spilling; bad ones are told from good ones.
 
-By the installed Triton, and by the oldest that is supported, which is put into a folder of its own.
+By the installed Triton, and by the oldest that is supported, which is put into a folder of its own
+and compiles for Hopper alone, to save time.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def aot(triton: str, *options: str) -> tuple[int, dict[tuple[str, str], str]]:
 
 
 def test_every_kernel_is_as_it_should_be(triton: str) -> None:
-    status, verdicts = aot(triton)
+    status, verdicts = aot(triton, "--jobs", "2", *(["--sm", "90"] if triton else []))
     assert status == 0 and verdicts and set(verdicts.values()) == {"ok"}
 
 
