@@ -295,7 +295,7 @@ class Liar(http.server.BaseHTTPRequestHandler):
         pass
 
     def do_GET(self):
-        inside = f"http://127.0.0.1:{self.server.inside.server_port}/live.mjpg"
+        inside = f"http://127.0.0.1:{self.server.inside.server_port}/live.ts"  # HLS takes no .mjpg
         self.server.hosts.append(self.headers["Host"])
         kind = self.path.strip("/")
         if kind == "redirect":
