@@ -32,8 +32,9 @@ def memory_attention(
     seen = query.new_empty(batch, count, heads, values.shape[3])
     sums = query.new_empty(batch, count, heads, dtype=torch.float32) if return_lse else None
     for b in range(batch):
-        key, value = keys[b], values[b]
-        if reads is not None:
+        if reads is None:
+            key, value = keys[b], values[b]
+        else:
             key = _joined(keys, reads.walk.runs[b], reads, b)
             value = _joined(values, reads.walk.runs[b])
         rows, key, value = (part.transpose(0, 1).to(dtype) for part in (query[b], key, value))

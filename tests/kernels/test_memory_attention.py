@@ -28,6 +28,7 @@ from vismem.kernels.memory_attention import (
     groups=st.integers(1, 3),
     ratio=st.integers(1, 3),
     widths=st.sampled_from([(8, 8), (6, 8), (8, 3), (2, 1), (10, 10)]),
+    many=st.integers(1, 4),
     tokens=st.integers(1, 9),
     length=st.integers(0, 6),
     far=st.integers(0, 3),
@@ -37,9 +38,9 @@ from vismem.kernels.memory_attention import (
     seed=st.integers(0, 9),
 )
 def test_is_the_reference(
-    batch, count, groups, ratio, widths, tokens, length, far, window, turns, scale, seed
+    batch, count, groups, ratio, widths, many, tokens, length, far, window, turns, scale, seed
 ) -> None:
-    size = 4, tokens
+    size = many, tokens
     parts = pages(batch, count, (groups * ratio, groups), widths, size, seed=seed)
     reads = stream(
         batch, count, size, length, widths[0], far=far, window=window, turns=turns, seed=seed

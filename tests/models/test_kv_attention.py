@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILY_NAMES, tiny_family, tiny_model
 from torch import Tensor
+from vismem.kernels.memory_attention import Reads
 
 from vismem.memory.kv.window import Chunk
 from vismem.models.families import Family
-from vismem.models.kv_attention import Encoding, Plan, Reading, attend, host, lower_right
+from vismem.models.kv_attention import Encoding, Plan, Reading, host, seen_by
 from vismem.models.rekv import PublishedEncoding, PublishedReading
 from vismem.models.rope import frame_coords
 
@@ -187,9 +188,7 @@ def test_attention_of_shared_key_heads(
     draw = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
     query = draw(groups * ratio, count, width)
     keys, values = draw(groups, before + count, width), draw(groups, before + count, width)
-    mask = lower_right(count, before + count, ratio, query)
-    assert (mask is None) == (count == 1)
-    found = attend(query, keys, values, 0.3, mask)
+    found = seen_by(query, keys, values, 0.3, Reads.causal(before + count, count))
     for token in range(count):
         end = before + token + 1
         wanted = naive(query[:, token], keys[:, :end], values[:, :end], 0.3)

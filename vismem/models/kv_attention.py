@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from vismem.kernels.memory_attention import Reads, memory_attention
 from vismem.memory.kv.window import Chunk
 from vismem.models.families import Family
 
@@ -30,10 +30,8 @@ __all__ = [
     "Pair",
     "Plan",
     "Reading",
-    "added",
-    "attend",
     "host",
-    "lower_right",
+    "seen_by",
 ]
 
 ATTENTION = "vismem_kv"
@@ -89,7 +87,7 @@ def _attention(
     """What transformers calls in every layer; a plan needs no mask, it knows its own."""
     if kvmem is None and len(query) == query.shape[2] == 1 and attention_mask is None:
         # One more word: the same as below, without reading keys once for every query head.
-        seen = attend(query[0], key[0], value[0], scaling)
+        seen = seen_by(query[0], key[0], value[0], scaling)
         return rearrange(seen, "h s d -> 1 s h d"), None
     if kvmem is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -103,49 +101,29 @@ def _attention(
     return rearrange(seen, "h s d -> 1 s h d").contiguous(), None
 
 
-def attend(
-    query: Tensor, keys: Tensor, values: Tensor, scale: float | None, mask: Tensor | None = None
+def seen_by(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    scale: float | None,
+    reads: Reads | None = None,
 ) -> Tensor:
-    """Attention of ``(H, S, D)`` to ``(G, n, D)``, each key head serving ``H / G`` query heads.
-
-    The heads that share keys are laid behind each other as rows, so that keys need no copies.
+    """Attention of ``(H, S, D)`` to ``(G, n, D)``, which are one page: see `memory_attention`.
 
     Args:
-        query: Of ``S`` tokens.
+        query: Of ``S`` tokens, those of each part of a batch behind each other.
         keys: ``(G, n, D)``.
         values: Of any width, ``(G, n, E)``.
         scale: Of the products; one over the root of ``D`` by default.
-        mask: ``(H / G * S, n)``, what is added to the products, see `added`; nothing by default.
+        reads: Which stretches of the page each part reads; all of it by default.
 
     Returns:
         ``(H, S, E)``.
     """
-    rows = rearrange(query, "(g r) s d -> 1 g (r s) d", g=len(keys))
-    seen = scaled_dot_product_attention(rows, keys[None], values[None], mask, scale=scale)
-    return rearrange(seen, "1 g (r s) d -> (g r) s d", s=query.shape[1])
-
-
-def added(seen: Tensor, repeats: int, dtype: torch.dtype) -> Tensor:
-    """A mask as `attend` takes it, made once for all layers.
-
-    Args:
-        seen: ``(S, n)`` bool, true where a token may look.
-        repeats: Query heads that share a key head, ``H / G``.
-        dtype: Of the queries.
-
-    Returns:
-        ``(H / G * S, n)``: zero where a token may look, minus infinity elsewhere.
-    """
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-    return mask.masked_fill_(~seen, float("-inf")).repeat(repeats, 1)
-
-
-def lower_right(count: int, length: int, repeats: int, like: Tensor) -> Tensor | None:
-    """The mask with which the last ``count`` of ``length`` tokens look back; None for just one."""
-    if count == 1:
-        return None
-    seen = torch.ones(count, length, dtype=torch.bool, device=like.device)
-    return added(seen.tril_(length - count), repeats, like.dtype)
+    parts = 1 if reads is None else len(reads.entries)
+    rows = rearrange(query, "h (b s) d -> b s h d", b=parts)
+    pages = (rearrange(part, "g n d -> 1 n g d") for part in (keys, values))
+    return rearrange(memory_attention(rows, *pages, reads, scale=scale), "b s h d -> h (b s) d")
 
 
 class Encoding(Plan):
@@ -186,48 +164,37 @@ class Encoding(Plan):
         writes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[base:]
         count, self._sinks, self._rope = sinks.shape[3], sinks, family.rope
         where, _ = family.context_positions(coords, writes, start=count)
-        self._angles = family.angles(where)
-        repeats = family.shape.heads // family.shape.kv_heads
-        longest = max(
-            count + starts[own + 1] - starts[first] for own, first in zip(new, firsts, strict=True)
-        )
-        masks = {sizes[own]: lower_right(sizes[own], longest, repeats, sinks) for own in new}
-        # Each frame's view may begin elsewhere; the sinks stand right before it, for each anew.
-        self._views: list[tuple[slice, slice, Tensor | None]] = []
-        before: list[Tensor] = []
-        for own, first in zip(new, firsts, strict=True):
-            begin, end, size = starts[first] - base, starts[own + 1] - base, sizes[own]
-            head = slice(begin, begin + sizes[first])
-            alone, _ = family.context_positions(coords[head], writes[head], start=count)
-            shift = where[..., begin, None] - alone[..., 0, None]
-            before.append(family.text_positions(count) + shift)
-            mask = masks[size]
-            if mask is not None:
-                mask = mask[:, longest - count - (end - begin) :]
-            self._views.append((slice(begin, end), slice(end - size, end), mask))
-        self._sink_angles = family.angles(torch.cat(before, -1))
+        prompt = family.text_positions(count)
+        self._angles = family.angles(torch.cat([prompt, where.to(prompt)], -1))
+        # Frames of one size are a batch.
+        self._steps: list[tuple[slice, Reads]] = []
+        for size, same in itertools.groupby(zip(new, firsts, strict=True), lambda f: sizes[f[0]]):
+            entries, shifts, number = [], [], []
+            for own, first in same:
+                begin, end = starts[first] - base, starts[own + 1] - base
+                entries.append([(0, 0, count, 0), (0, count + begin, end - begin, begin)])
+                number.append(end - size)
+                # A view may begin elsewhere; the sinks stand right before it, for each anew.
+                head = slice(begin, begin + sizes[first])
+                alone, _ = family.context_positions(coords[head], writes[head], start=count)
+                shifts.append(where[..., begin] - alone[..., 0])
+            cos, sin = family.rope.angles(torch.stack(shifts, -1))
+            half = cos.shape[-1] // 2
+            turns = {"cos": cos[:, None, :half], "sin": sin[:, None, :half]}
+            reads = Reads.of(entries, number, far=1, **turns, device=sinks.device)
+            began = number[0] - self._old
+            self._steps.append((slice(began, began + size * len(number)), reads))
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
         """Attend frame by frame, and keep the layer's new keys and values."""
         self.kv.append(torch.stack((key, value)))
-        held = [chunk.kv[layer] for chunk in self._window]
+        held = [self._sinks[layer], *(chunk.kv[layer] for chunk in self._window)]
         keys = self._rope.apply(torch.cat([*(kv[0] for kv in held), key], 1), *self._angles)
         values = torch.cat([*(kv[1] for kv in held), value], 1)
-        query = self._rope.apply(query, *(part[self._old :] for part in self._angles))
-        count, views = self._sinks.shape[3], len(self._views)
-        sink_keys, sink_values = self._sinks[layer]
-        placed = self._rope.apply(sink_keys.repeat(1, views, 1), *self._sink_angles)
-        seen = []
-        for n, (view, own, mask) in enumerate(self._views):
-            sinks = placed[:, n * count : (n + 1) * count]
-            pair = (
-                torch.cat([sinks, keys[:, view]], 1),
-                torch.cat([sink_values, values[:, view]], 1),
-            )
-            rows = slice(own.start - self._old, own.stop - self._old)
-            seen.append(attend(query[:, rows], *pair, scale, mask))
+        query = self._rope.apply(query, *(part[-query.shape[1] :] for part in self._angles))
+        seen = [seen_by(query[:, own], keys, values, scale, reads) for own, reads in self._steps]
         return torch.cat(seen, 1)
 
 
@@ -251,6 +218,7 @@ class Reading(Plan):
         self.pairs: list[Pair] = []
         self._rope, self._context = family.rope, context
         self._angles = family.angles(family.text_positions(count))
+        self._reads: dict[int, Reads] = {}  # most layers read as much as the one before
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -260,5 +228,7 @@ class Reading(Plan):
         keys = torch.cat([keys, self._rope.apply(key, *self._angles)], 1)
         values = torch.cat([values, value], 1)
         self.pairs.append((keys, values))
-        mask = lower_right(query.shape[1], keys.shape[1], len(query) // len(keys), keys)
-        return attend(self._rope.apply(query, *self._angles), keys, values, scale, mask)
+        length, query = keys.shape[1], self._rope.apply(query, *self._angles)
+        if length not in self._reads:
+            self._reads[length] = Reads.causal(length, query.shape[1], query.device)
+        return seen_by(query, keys, values, scale, self._reads[length])

@@ -14,9 +14,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vismem.kernels.memory_attention import added, masked_attention
 from vismem.memory.kv.snapshot import KVSnapshot
 from vismem.models.families import Family
-from vismem.models.kv_attention import Pair, Plan, added, attend
+from vismem.models.kv_attention import Pair, Plan
 
 __all__ = ["PublishedEncoding", "PublishedReading"]
 
@@ -43,12 +44,12 @@ def _with_sinks(
     meet. The mask has the keys first.
     """
     if not sink_keys.shape[1]:
-        return attend(query, keys, values, scale, mask)
+        return masked_attention(query, keys, values, mask, scale=scale)
     scale = scale if scale is not None else query.shape[-1] ** -0.5
     keys = torch.cat([keys, torch.zeros_like(keys)], -1)
     sinks = torch.cat([torch.zeros_like(sink_keys), sink_keys], -1)
     both = torch.cat([keys, sinks], 1), torch.cat([values, sink_values], 1)
-    return attend(torch.cat([query, far], -1), *both, scale, mask)
+    return masked_attention(torch.cat([query, far], -1), *both, mask, scale=scale)
 
 
 class PublishedEncoding(Plan):

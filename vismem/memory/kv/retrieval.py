@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from vismem.kernels.block_topk import block_scores
+
 __all__ = ["Retrieval", "choose", "detrend", "fuse", "layer_scores"]
 
 Rule = Literal["dot", "centred"]
@@ -103,16 +105,17 @@ def layer_scores(query: Tensor, reps: Tensor, rule: Rule = "centred") -> Tensor:
         >>> layer_scores(torch.tensor([[0.0, 1.0]]), reps, "dot").tolist()
         [0.0, 1.0, 3.0]
     """
-    keys, query = reps.float().flatten(-2), query.float().flatten(-2)
-    if rule == "centred" and keys.shape[-2]:
+    if rule == "centred" and reps.shape[-3]:
+        keys, asked = reps.float().flatten(-2), query.float().flatten(-2)
         noise = NOISE * keys.norm(dim=-1).amax(-1, keepdim=True)
         keys = keys - keys.mean(-2, keepdim=True)
         time = torch.linspace(-1, 1, keys.shape[-2], device=keys.device)
         slope = (time @ keys) / (time @ time + STEADY)
         keys -= time[:, None] * slope[..., None, :]
         length = torch.maximum(keys.norm(dim=-1), noise).clamp_min(torch.finfo(keys.dtype).tiny)
-        return (keys @ normalize(query, dim=-1)[..., None])[..., 0] / length
-    return (keys @ query[..., None])[..., 0]
+        asked = normalize(asked, dim=-1).unflatten(-1, reps.shape[-2:])
+        return block_scores(asked, keys.unflatten(-1, reps.shape[-2:])) / length
+    return block_scores(query, reps)
 
 
 def detrend(scores: Tensor, span: int) -> Tensor:
