@@ -134,6 +134,34 @@ def test_what_was_not_proposed_can_be_the_best(monkeypatch: pytest.MonkeyPatch) 
     torch.testing.assert_close(found[0], expected[0])
 
 
+def test_a_doubt_is_as_large_as_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = torch.zeros(200, 1)
+    bank[:9, 0] = 10 - torch.arange(9) / 8
+    bank[50] = 11
+
+    def wrong(bank: Tensor, query: Tensor, scale: Tensor | None):
+        return torch.where(bank[:, 0] == 11, 8.5, bank[:, 0])[None], lambda scores: 0 * scores + 3
+
+    monkeypatch.setattr(cpu, "_propose", wrong)
+    assert topk_search(bank, torch.ones(1), 1)[1].tolist() == [50]
+
+
+def test_the_error_of_whole_numbers_is_bounded() -> None:
+    bank, scale = quantised(normal(500, 300))
+    query = normal(3, 300, seed=1)
+    proposed = cpu._propose(bank, query, scale)
+    if proposed is None:
+        pytest.skip("no faster products here")
+    error = (proposed[0] - query.double() @ bank.double().T * scale).abs()
+    assert bool((error <= proposed[1](proposed[0].T).T).all())
+
+
+def test_zero_has_no_sign() -> None:
+    bank, scale = torch.ones(300, 2).to(torch.int8), torch.ones(300)
+    scale[::2] = -1
+    assert topk_search(bank, torch.zeros(2), 5, scale=scale)[1].tolist() == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("rows", [6, 3000])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_not_a_number_is_the_largest(rows: int, dtype: torch.dtype) -> None:

@@ -31,7 +31,15 @@ def forget(patch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF, torch.int8])
 @pytest.mark.parametrize(
     ("rows", "width", "queries", "k"),
-    [(0, 5, 2, 3), (1, 1, 1, 1), (5, 3, 2, 9), (64, 17, 1, 3), (200, 33, 3, 7), (130, 130, 17, 2)],
+    [
+        (0, 5, 2, 3),
+        (1, 1, 1, 1),
+        (5, 3, 2, 9),
+        (64, 17, 1, 3),
+        (200, 33, 3, 7),
+        (130, 130, 17, 2),
+        (700, 70, 2, 2),
+    ],
 )
 def test_is_the_reference(
     rows: int,
@@ -94,8 +102,18 @@ def test_negative_scores_are_above_rows_that_are_not_there(device: str) -> None:
     bank = -1 - torch.arange(70.0, device=device)[:, None]
     scores, numbers = topk_search(bank, torch.ones(1, device=device), 70)
     assert numbers.tolist() == list(range(70)) and scores.tolist() == bank[:, 0].tolist()
+    bank = torch.full((130, 1), -5.0, device=device)
+    bank[[0, 64], 0] = torch.tensor([-1.0, -2.0], device=device)
+    assert topk_search(bank, torch.ones(1, device=device), 2)[1].tolist() == [0, 64]
     bank[:] = -torch.inf
     assert topk_search(bank, torch.ones(1, device=device), 70)[1].tolist() == list(range(70))
+
+
+def test_zero_has_no_sign(device: str) -> None:
+    bank, scale = torch.ones(300, 2, device=device).to(torch.int8), torch.ones(300, device=device)
+    scale[::2] = -1
+    _, numbers = topk_search(bank, torch.zeros(2, device=device), 5, scale=scale)
+    assert numbers.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_what_is_not_a_number_is_the_largest(device: str) -> None:
@@ -104,6 +122,10 @@ def test_what_is_not_a_number_is_the_largest(device: str) -> None:
     scores, numbers = topk_search(bank, torch.ones(1, device=device), 4)
     assert numbers.tolist() == [3, 1, 170, 0]
     assert scores[1:].tolist() == [torch.inf, 1.0, 0.0] and bool(scores[0].isnan())
+    # Inf - inf is one that is below zero by its bits on some machines.
+    bank = torch.zeros(200, 2, device=device)
+    bank[170] = torch.tensor([torch.inf, -torch.inf], device=device)
+    assert topk_search(bank, torch.ones(2, device=device), 2)[1].tolist() == [170, 0]
 
 
 def test_strides_do_not_matter(device: str) -> None:
