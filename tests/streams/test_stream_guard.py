@@ -297,7 +297,7 @@ class Liar(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         inside = f"http://127.0.0.1:{self.server.inside.server_port}/live.ts"  # HLS takes no .mjpg
         self.server.hosts.append(self.headers["Host"])
-        kind = self.path.strip("/")
+        kind = self.path.strip("/").removesuffix(".m3u8")
         if kind == "redirect":
             self.send_response(302)
             self.send_header("Location", inside)
@@ -330,7 +330,7 @@ def test_a_server_cannot_lead_inside(kind, server, monkeypatch):
     thread = threading.Thread(target=liar.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setattr(guard, "_resolve", lambda host, port: ("127.0.0.1",))
-    url = f"http://me:secret@cam.example.com:{liar.server_port}/{kind}"
+    url = f"http://me:secret@cam.example.com:{liar.server_port}/{kind}.m3u8"  # else FFmpeg takes no playlist
     try:
         with pytest.raises(SourceError) as caught:
             GuardedCamera(url, allow={"cam.example.com"}, open_timeout=4, read_timeout=4)
