@@ -330,7 +330,8 @@ def test_a_server_cannot_lead_inside(kind, server, monkeypatch):
     thread = threading.Thread(target=liar.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     monkeypatch.setattr(guard, "_resolve", lambda host, port: ("127.0.0.1",))
-    url = f"http://me:secret@cam.example.com:{liar.server_port}/{kind}.m3u8"  # else FFmpeg takes no playlist
+    # FFmpeg takes no playlist of another ending.
+    url = f"http://me:secret@cam.example.com:{liar.server_port}/{kind}.m3u8"
     try:
         with pytest.raises(SourceError) as caught:
             GuardedCamera(url, allow={"cam.example.com"}, open_timeout=4, read_timeout=4)
