@@ -9,6 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +72,14 @@ def normal(device: str, seed: int, *shape: int, dtype: torch.dtype = torch.float
     return torch.randn(*shape, generator=draws, device=device).to(dtype)
 
 
-def load_cases(folder: Path = Path(__file__).parent / "cases") -> list[Case]:
+@cache
+def load_cases(folder: Path = Path(__file__).parent / "cases") -> tuple[Case, ...]:
     """The cases of all operators, in the order of their files."""
-    cases = []
+    cases: list[Case] = []
     for path in sorted(folder.glob("*.py")):
         spec = importlib.util.spec_from_file_location(f"cases_{path.stem}", path)
         assert spec and spec.loader
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         cases += module.CASES
-    return cases
+    return tuple(cases)
