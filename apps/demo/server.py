@@ -13,14 +13,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 import gradio as gr  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
-from fastapi.responses import Response  # noqa: E402
-from starlette.datastructures import MutableHeaders  # noqa: E402
 from starlette.middleware.trustedhost import TrustedHostMiddleware  # noqa: E402
-from starlette.types import ASGIApp, Message, Receive, Scope, Send  # noqa: E402
 
 from vismem.encoders import load_encoder  # noqa: E402
 from vismem.heads.detect import people, person_looks  # noqa: E402
 
+from .gate import Gate  # noqa: E402
 from .media import media_routes  # noqa: E402
 from .page import THEME, make_page  # noqa: E402
 from .session import Models  # noqa: E402
@@ -33,37 +31,6 @@ HEAD = (
     '<meta name="referrer" content="no-referrer">'
     '<link rel="stylesheet" href="static/style.css"><script src="static/live.js"></script>'
 )
-# The page may load nothing from anywhere else, and nobody may frame it.
-POLICY = (
-    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: wss:; "
-    "object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
-)
-# Doors of Gradio's that this page does not use: files go through routes that know their visit.
-SHUT = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
-
-
-class Guard:
-    """Adds the headers that keep the page to itself, and shuts the doors that it does not use."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on; see the class."""
-        if scope["type"] != "http":
-            return await self._app(scope, receive, send)
-        if scope["path"].startswith(SHUT):
-            return await Response(status_code=404)(scope, receive, send)
-
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["X-Content-Type-Options"] = "nosniff"
-            await send(message)
-
-        await self._app(scope, receive, answer)
 
 
 def load_models() -> Models:
@@ -104,7 +71,7 @@ def make_app(settings: DemoSettings, models: Models) -> FastAPI:
         hosts = ["localhost", "127.0.0.1", settings.host]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
-    app.add_middleware(Guard)
+    app.add_middleware(Gate)
     app.include_router(media_routes(sessions))
     page = make_page(sessions, settings)
     page.queue(default_concurrency_limit=2 * settings.seats, max_size=8 * settings.seats)
