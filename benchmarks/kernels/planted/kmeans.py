@@ -9,7 +9,7 @@ PLANTED = [
     (KERNEL, "row_norm += tl.sum(a * a, 1)", "row_norm = tl.sum(a * a, 1)"),
     (KERNEL, "norm += tl.sum(b * b, 1)\n    at", "norm = tl.sum(b * b, 1)\n    at"),
     (KERNEL, "(score - error > limit) == 0", "score - error <= limit"),
-    (KERNEL, "(score - error > limit) == 0", "(score > limit) == 0"),
+    (KERNEL, "share = 2.0 * (width + 8)", "share = 0.0 * (width + 8)"),
     (KERNEL, "cluster > one), cluster, clusters", "cluster >= one), cluster, clusters"),
     (KERNEL, "less = (root < best)", "less = (square < least)"),
     (KERNEL, "less = (root < best)", "less = (root <= best)"),
