@@ -18,7 +18,7 @@ def aggregate(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Run the kernels, see :func:`vismem.kernels.aggregate.aggregate`."""
-    seen, _ = attention.cross_attention(*_parts(query, keys, values, heads, index, bias))
+    seen, _ = attention.cross_attention(*split(query, keys, values, heads, index, bias))
     return seen.flatten(2)
 
 
@@ -31,10 +31,10 @@ def run(
     bias: Tensor | None = None,
 ) -> Tensor:
     """Start the forward kernels; also on tensors without data, to compile them."""
-    return attention.run(*_parts(query, keys, values, heads, index, bias))[0].flatten(2)
+    return attention.run(*split(query, keys, values, heads, index, bias))[0].flatten(2)
 
 
-def _parts(
+def split(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -42,6 +42,7 @@ def _parts(
     index: Tensor | None,
     bias: Tensor | None,
 ) -> Parts:
+    """The arguments of the kernels: heads apart, a bank with a batch of its own."""
     keys, values = (part if part.ndim == 3 else part[None] for part in (keys, values))
     q, k, v = (part.unflatten(2, (heads, -1)) for part in (query, keys, values))
     if index is not None:

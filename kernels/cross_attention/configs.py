@@ -14,7 +14,7 @@ def _list(*sizes: tuple[int, int, int, int]) -> list[Config]:
 # By kernel, and by the wider of keys and values: up to 64, 128 and 256 columns.
 HALF = {
     "attend": {
-        64: _list((64, 64, 4, 3), (128, 64, 8, 3), (64, 32, 4, 3)),
+        64: _list((64, 64, 4, 2), (64, 64, 8, 3), (64, 32, 4, 3)),
         128: _list((128, 64, 8, 2), (64, 64, 4, 2)),
         256: _list((64, 32, 8, 3), (64, 64, 8, 2)),
     },
@@ -38,7 +38,7 @@ NARROW_VALUES = {  # keys of more than 128 columns, values of 64 at most: SAM 2
 FULL = {
     64: _list((32, 16, 8, 1), (16, 32, 8, 1), (16, 16, 4, 1)),
     128: _list((16, 16, 8, 1)),
-    256: _list((16, 16, 16, 1)),
+    256: _list((16, 16, 16, 2)),
 }
 FULL_NARROW_VALUES = _list((32, 16, 8, 1), (16, 16, 8, 1))
 

@@ -18,7 +18,7 @@ def mem_xattn(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Run the kernels, see :func:`vismem.kernels.mem_xattn.mem_xattn`."""
-    seen, _ = attention.cross_attention(*_parts(query, keys, mem, heads, scale, lengths))
+    seen, _ = attention.cross_attention(*split(query, keys, mem, heads, scale, lengths))
     return seen.flatten(2)
 
 
@@ -31,11 +31,17 @@ def run(
     lengths: Tensor | None = None,
 ) -> Tensor:
     """Start the forward kernels; also on tensors without data, to compile them."""
-    return attention.run(*_parts(query, keys, mem, heads, scale, lengths))[0].flatten(2)
+    return attention.run(*split(query, keys, mem, heads, scale, lengths))[0].flatten(2)
 
 
-def _parts(
-    query: Tensor, keys: Tensor, mem: Tensor, heads: int, scale: float, lengths: Tensor | None
+def split(
+    query: Tensor,
+    keys: Tensor,
+    mem: Tensor,
+    heads: int,
+    scale: float,
+    lengths: Tensor | None = None,
 ) -> Parts:
+    """The arguments of the kernels: heads apart, all with the same memory."""
     q, k = (part.unflatten(2, (heads, -1)) for part in (query, keys))
     return q, k, mem[:, :, None].expand(-1, -1, heads, -1), scale, None, lengths
