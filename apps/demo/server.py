@@ -68,7 +68,7 @@ def make_app(settings: DemoSettings, models: Models) -> FastAPI:
     app.state.sessions = sessions
     if settings.local:
         # Another page in the visitor's browser cannot pose as this one under a name of its own.
-        hosts = ["localhost", "127.0.0.1", settings.host]
+        hosts = ["localhost", "127.0.0.1", "[::1]", settings.host]
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts)
 
     app.add_middleware(Gate)

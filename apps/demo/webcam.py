@@ -16,6 +16,10 @@ from vismem.streams import Stream
 
 __all__ = ["PushedStream"]
 
+# Of a browser's picture there is one. Each costs a look at every pixel though it may take up no
+# more than 14 bytes, so that one small file of many would keep a thread busy for minutes.
+SCAN, MOST_SCANS = b"\xff\xda", 4
+
 
 class PushedStream(Stream):
     """Frames that come from outside as JPEG; the newest one is given, others are dropped.
@@ -68,7 +72,7 @@ class PushedStream(Stream):
             index += 1
 
     def _decode(self, jpeg: bytes) -> np.ndarray | None:
-        """The picture; nothing if it is none, or larger than it says or may be."""
+        """The picture; nothing if it is none, or takes more work than it may."""
         try:
             with Image.open(io.BytesIO(jpeg), formats=["JPEG"]) as head:  # reads no pixel
                 width, height = head.size
@@ -77,6 +81,9 @@ class PushedStream(Stream):
             return None
         if width * height > self._pixels:
             self.stats.note("a picture is too large", f"{width}x{height}")
+            return None
+        if jpeg.count(SCAN) > MOST_SCANS:
+            self.stats.note("a picture has too many scans")
             return None
         image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
