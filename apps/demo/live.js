@@ -115,7 +115,7 @@
   function open(button) {
     const { key, title, when, more } = button.dataset;
     const small = button.querySelector("img");
-    at("viewer-picture").src = small ? small.src : `visit/${page.token}/moment/${key}.jpg`;
+    at("viewer-picture").src = small ? small.src : `visit/${page.token}/moment/${key}.jpg?${page.state.number}.${page.frames}`;
     show("viewer-title", title ?? button.querySelector("title")?.textContent ?? "");
     show("viewer-when", when ?? "");
     show("viewer-more", more ?? "");

@@ -101,7 +101,7 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
         except (VismemError, ValueError) as error:
             return gr.skip(), str(error)
         told = f"{gone} moment{'s' * (gone != 1)} between {start} and {end} forgotten."
-        return chat(session.turns, session.token), told
+        return _log(session), told
 
     def sync(token: str) -> tuple[str, Any, Any]:
         session = sessions.of(token)
@@ -109,8 +109,7 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
             return "", gr.skip(), gr.skip()
         held = session.memory.budget.bytes
         known = [text for text in BUDGETS if Budget.parse(text).bytes == held]
-        said = chat(session.turns, session.token) or skeleton.HINT
-        return said, gr.update(value=known[0] if known else None), session.memory.policy
+        return _log(session), gr.update(value=known[0] if known else None), session.memory.policy
 
     with gr.Blocks(title="vismem", analytics_enabled=False, fill_width=True) as page:
         token = gr.Textbox(visible="hidden", elem_id="token")
@@ -218,6 +217,10 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
         for example in examples:
             said(example.click(ask, [token, example], api_visibility="private", **asked))
     return page
+
+
+def _log(session: Session) -> str:
+    return chat(session.turns, session.token) or skeleton.HINT
 
 
 def _tried(act: Callable[[], None]) -> Said:

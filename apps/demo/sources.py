@@ -12,6 +12,10 @@ from .settings import DemoSettings
 
 __all__ = ["check_clip", "first_clip", "open_clip"]
 
+# Containers that hold pictures themselves, as FFmpeg calls them.
+FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg"
+NO_VIDEO = "this file is no video; upload an MP4, MKV, WebM or AVI"
+
 
 def first_clip(settings: DemoSettings) -> Stream:
     """Open what plays when the page opens.
@@ -43,15 +47,16 @@ def check_clip(path: Path, settings: DemoSettings) -> None:
     """
     av = require("av")
     try:
-        # Only files: a playlist could name others on this machine, or addresses.
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
-            if container.format.name.split(",")[0] in PLAYLISTS or not container.streams.video:
-                raise SourceError("this file is no video; upload an MP4, MKV, WebM or AVI")
+        # No playlists or drawings: they could name other files on this machine, or addresses.
+        options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+        with av.open(str(path), options=options) as container:
+            if not container.streams.video:
+                raise SourceError(NO_VIDEO)
             video = container.streams.video[0]
             width, height = video.codec_context.width, video.codec_context.height
             seconds = (container.duration or 0) / 1e6
     except av.FFmpegError as error:
-        raise SourceError("this file is no video; upload an MP4, MKV, WebM or AVI") from error
+        raise SourceError(NO_VIDEO) from error
     if width * height > settings.pixels:
         raise SourceError(
             f"{width}x{height} pixels are too many; upload a clip of at most 4096x2304"
@@ -61,6 +66,3 @@ def check_clip(path: Path, settings: DemoSettings) -> None:
             f"{seconds / 60:.0f} minutes are too long; "
             f"upload a clip of at most {settings.clip_seconds / 60:.0f} minutes"
         )
-
-
-PLAYLISTS = {"hls", "concat", "dash", "image2", "image2pipe", "imf", "sdp", "rtsp"}

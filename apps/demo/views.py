@@ -41,7 +41,7 @@ def state(session: Session, known: str) -> tuple[str, dict[str, Any]]:
     values["number"] = session.number
     if version != known:
         held = moments(memory)
-        values["moments"] = timeline(held[-MOST_CARDS:], session.token)
+        values["moments"] = timeline(held[-MOST_CARDS:], session.token, session.number)
         values["map"] = memory_map(held, scenes(memory))
         values["earlier"] = max(0, len(held) - MOST_CARDS)
     return version, values
@@ -86,19 +86,25 @@ def _facts(session: Session, now: Facts) -> dict[str, Any]:
     }
 
 
-def timeline(moments: Sequence[MomentView], token: str) -> list[tuple[str, str]]:
-    """A card for every moment: what it is known by on the page, and its HTML."""
-    return [(f"{m.id}@{m.time:.3f}@{m.frames}", _card(m, token)) for m in moments]
+def timeline(moments: Sequence[MomentView], token: str, number: int = 0) -> list[tuple[str, str]]:
+    """A card for every moment: what it is known by on the page, and its HTML.
+
+    Args:
+        moments: What to show.
+        token: Of the visit.
+        number: Of the memory: another one may have moments of the same ids.
+    """
+    return [(f"{number}.{m.id}@{m.time:.3f}@{m.frames}", _card(m, token, number)) for m in moments]
 
 
-def _card(moment: MomentView, token: str) -> str:
+def _card(moment: MomentView, token: str, number: int) -> str:
     label = escape(moment.label or "unnamed")
     when = f"{clock(moment.start)}–{clock(moment.end)}"
     return _opener(
         "moment",
         key=moment.id,
         token=token,
-        version=f"{moment.time:.3f}",
+        version=f"{number}.{moment.time:.3f}",
         title=moment.label or "a moment",
         when=f"{when} · picture from {clock(moment.time)}",
         more=f"stands for {count(moment.frames, 'frame')}",
