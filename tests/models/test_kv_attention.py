@@ -10,14 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import FAMILY_NAMES, tiny_family, tiny_model
+from tiny_stream import CLIP, FEW, TIMES, WORDS, begin
 from torch import Tensor
 from vismem.kernels.memory_attention import Reads
+from vismem.kernels.registry import Mode, using
 
 from vismem.memory.kv.window import Chunk
 from vismem.models.families import Family
 from vismem.models.kv_attention import Encoding, Plan, Reading, host, seen_by
 from vismem.models.rekv import PublishedEncoding, PublishedReading
 from vismem.models.rope import frame_coords
+from vismem.models.video_llm import VideoLLM
 
 
 def naive(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
@@ -290,3 +293,20 @@ def test_published_encoding_is_ours_while_nothing_slides() -> None:
     view = memory.snapshot()
     found = torch.cat([view.sinks, *(chunk.kv for chunk in view.window)], 3)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the tiny model is on the processor")
+def test_a_stream_and_its_answer_are_the_same_in_triton() -> None:
+    pytest.importorskip("triton")
+    llm = VideoLLM(tiny_family("llava_onevision", num_hidden_layers=2))
+    said: dict[Mode, tuple[list[int], Tensor]] = {}
+    modes: tuple[Mode, Mode] = ("torch", "triton")
+    for mode in modes:
+        with using(mode):
+            stream = begin(llm, chunk=2, retrieval=FEW)
+            stream.write(CLIP[:4], TIMES[:4])
+            ids = stream.ask(WORDS, max_new_tokens=2).ids
+        said[mode] = ids, torch.cat([c.kv for c in stream.memory.snapshot().window], 3)
+    assert said["torch"][0] == said["triton"][0]
+    assert not torch.equal(said["torch"][1], said["triton"][1])  # the kernel did run
+    torch.testing.assert_close(said["torch"][1], said["triton"][1], rtol=0, atol=1e-4)
