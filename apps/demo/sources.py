@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 from vismem.errors import SourceError, require
 from vismem.streams import Stream, open_stream
@@ -36,7 +37,8 @@ def open_clip(path: Path, settings: DemoSettings) -> Stream:
         SourceError: If it is no video, too long or too large to decode.
     """
     check_clip(path, settings)
-    return open_stream(path, fps=settings.watch_fps, name="upload")
+    limits: dict[str, Any] = {"decoder": "pyav", "max_pixels": settings.pixels}
+    return open_stream(path, fps=settings.watch_fps, name="upload", **limits)
 
 
 def check_clip(path: Path, settings: DemoSettings) -> None:

@@ -46,6 +46,7 @@ class PyAVDecoder:
         if not hasattr(self._av.VideoFrame, "rotation"):
             raise ValueError("this PyAV is older than 14.1; run: pip install -U 'av>=14.1'")
         self._path = path
+        self.max_pixels: int | None = None
         pts, keyframes = [], []
         try:
             container = self._av.open(str(path))
@@ -118,6 +119,8 @@ class PyAVDecoder:
             # One thread costs the least time of the processor, and frame threads would each hold
             # a picture, which is much at 4K.
             codec.thread_type = "NONE"
+            if self.max_pixels is not None:
+                codec.options = {"max_pixels": str(self.max_pixels)}
             running = False
             for number, packet in enumerate(self._packets(container)):
                 if number >= len(needed):
@@ -249,10 +252,14 @@ class FileStream(Stream):
         name: Name of the stream; the file's name without its ending if not given.
         decoder: ``"pyav"``, ``"decord"``, or ``"auto"`` for the first of them that is installed
             and can open the file. decord keeps times as float32: 0.25 ms off after an hour.
+        max_pixels: Largest frame that is decoded, width times height, for files of strangers: what
+            their first frame or header says need not hold for the next. Larger ones are dropped.
+            Needs ``decoder="pyav"``.
 
     Raises:
         SourceError: If the file cannot be read as a video, or none of its frames can be decoded.
-        UsageError: If ``fps`` is not above zero, or ``decoder`` is unknown or not installed.
+        UsageError: If ``fps`` is not above zero, or ``decoder`` is unknown, not installed, or has
+            no such limit.
     """
 
     def __init__(
@@ -262,10 +269,15 @@ class FileStream(Stream):
         fps: float | None = None,
         name: str | None = None,
         decoder: str = "auto",
+        max_pixels: int | None = None,
     ) -> None:
         super().__init__(name or path.stem)
+        if max_pixels is not None and decoder != "pyav":
+            raise UsageError("max_pixels needs decoder='pyav'")
         sample((), fps)  # Looking through a long file to find a wrong rate would be unkind.
         self._decoder, refused = _open_decoder(path, decoder)
+        if isinstance(self._decoder, PyAVDecoder):
+            self._decoder.max_pixels = max_pixels
         if refused:
             self.stats.note("PyAV cannot open it, decord does", refused)
         if self._decoder.problem:

@@ -52,9 +52,10 @@ def open_stream(
         open_timeout: How long opening a network camera may take, in seconds. Cameras only.
         read_timeout: How long a network camera may be silent until it counts as lost, in seconds.
             Cameras only.
-        **options: For a file ``decoder``, see :class:`vismem.streams.file.FileStream`; for a
-            folder ``rate``, see :class:`vismem.streams.folder.FolderStream`; for a bag ``topic``
-            and ``pose_topic``, see :class:`vismem.streams.bag.BagStream`.
+        **options: For a file ``decoder`` and ``max_pixels``, see
+            :class:`vismem.streams.file.FileStream`; for a folder ``rate``, see
+            :class:`vismem.streams.folder.FolderStream`; for a bag ``topic`` and ``pose_topic``,
+            see :class:`vismem.streams.bag.BagStream`.
 
     Returns:
         The stream, with its first frame read, so that a source without frames fails here.
