@@ -1,4 +1,4 @@
-"""The specification of attention over pages, readable and slow: one query, one head at a time."""
+"""The specification of attention over pages, readable and slow: one head at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from .reads import Reads
+
+SEEN_BY_ALL = -(2**62)  # instead of a running number
 
 
 def memory_attention(
@@ -28,26 +30,27 @@ def memory_attention(
     sums = query.new_full((batch, count, heads), float("-inf"))
     for b in range(batch):
         key, value, number = _listed(keys, values, reads, b)
-        for m in range(count):
-            there = torch.ones_like(number, dtype=torch.bool)
-            if reads is not None:
-                age = int(reads.q_start[b]) + m - number
-                there = ((age >= 0) & (age < reads.window)) | (number < 0)
-            for head in range(heads):
-                logits = key[there, head // share] @ query[b, m, head] * scale
-                if len(logits):
-                    seen[b, m, head] = torch.softmax(logits, 0) @ value[there, head // share]
-                    sums[b, m, head] = torch.logsumexp(logits, 0)
+        hidden = torch.zeros(count, len(number), dtype=torch.bool, device=query.device)
+        if reads is not None:
+            age = reads.q_start[b] + torch.arange(count, device=query.device)[:, None] - number
+            hidden = ((age < 0) | (age >= reads.window)) & (number != SEEN_BY_ALL)
+        blind = hidden.all(1)
+        for head in range(heads):
+            logits = query[b, :, head] @ key[:, head // share].T * scale
+            logits = logits.masked_fill(hidden, float("-inf"))
+            sums[b, :, head] = torch.logsumexp(logits, 1)
+            mixed = torch.softmax(logits, 1) @ value[:, head // share]
+            seen[b, :, head] = mixed.masked_fill(blind[:, None], 0.0)
     return seen, sums
 
 
 def _listed(
     keys: Tensor, values: Tensor, reads: Reads | None, b: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values ``(n, G, ...)`` and running numbers, -1 where all see it, of one part."""
+    """Keys, values ``(n, G, ...)`` and running numbers or `SEEN_BY_ALL`, of one part."""
     if reads is None:
         return keys[b], values[b], torch.zeros(keys.shape[1], device=keys.device)
-    found = [(keys[0, :0], values[0, :0], torch.zeros(0, device=keys.device))]
+    found = [(keys[0, :0], values[0, :0], torch.zeros(0, dtype=torch.int64, device=keys.device))]
     for n, (page, first, length, number) in enumerate(reads.entries[b].tolist()):
         if page < 0:
             continue
@@ -56,7 +59,9 @@ def _listed(
             cos, sin = reads.cos[b, n].double(), reads.sin[b, n].double()
             one, two = key.chunk(2, -1)
             key = torch.cat([one * cos - two * sin, two * cos + one * sin], -1)
-        numbers = number + torch.arange(length, device=keys.device)
-        found.append((key, value, torch.full_like(numbers, -1) if n < reads.far else numbers))
+        numbers = number + torch.arange(length, device=keys.device, dtype=torch.int64)
+        found.append(
+            (key, value, torch.full_like(numbers, SEEN_BY_ALL) if n < reads.far else numbers)
+        )
     key, value, number = (torch.cat(parts) for parts in zip(*found, strict=True))
     return key, value, number
