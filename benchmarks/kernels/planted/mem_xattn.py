@@ -6,7 +6,7 @@ PYTORCH, AXIAL = "kernels/mem_xattn/cpu.py", "kernels/mem_xattn/axial.py"
 FOLD = "kernels/mem_xattn/__init__.py"
 PLANTED = [
     (KERNEL, "return tl.minimum(tl.load(lengths + b).to(tl.int32), rows)", "return rows"),
-    (KERNEL, "split * share + share, count)", "split * share + share - 1, count)"),
+    (KERNEL, "split * share + share, count)", "split * share + share + 1, count)"),
     (KERNEL, "(column < WIDTH)[None]", "(column < (WIDTH // 16) * 16)[None]"),
     (KERNEL, "(split * (tl.num_programs(1) // heads) + b) * queries", "(split + b) * queries"),
     (KERNEL, "base + tl.log2(tl.where(some, total, 1.0))", "base"),
