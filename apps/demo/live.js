@@ -100,8 +100,8 @@
       if (!card) {
         card = Object.assign(document.createElement("div"), { className: "card" });
         card.dataset.card = key;
-        card.innerHTML = html;
       }
+      if (card.told !== html) card.innerHTML = card.told = html;
       const next = place ? place.nextSibling : list.firstChild;
       if (next !== card) list.insertBefore(card, next);
       place = card;

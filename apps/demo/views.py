@@ -94,7 +94,7 @@ def timeline(moments: Sequence[MomentView], token: str, number: int = 0) -> list
         token: Of the visit.
         number: Of the memory: another one may have moments of the same ids.
     """
-    return [(f"{number}.{m.id}@{m.time:.3f}@{m.frames}", _card(m, token, number)) for m in moments]
+    return [(f"{number}.{m.id}", _card(m, token, number)) for m in moments]
 
 
 def _card(moment: MomentView, token: str, number: int) -> str:
