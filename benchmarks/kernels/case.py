@@ -22,7 +22,7 @@ sys.path.insert(1, str(Path(__file__).parents[2]))
 Inputs = tuple[Any, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A size of an operator.
 

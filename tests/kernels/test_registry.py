@@ -202,5 +202,5 @@ def _process(code: str, value: str | None) -> subprocess.CompletedProcess[str]:
         environment["VISMEM_KERNELS"] = value
     code = f"import torch\nfrom vismem.kernels.registry import uses_triton\n{code}"
     return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=600
     )
