@@ -120,6 +120,6 @@ def _dots(level: str, scenes: Sequence[SceneView], x: Scale, y: float) -> list[s
 
 def _ticks(start: float, end: float) -> list[float]:
     """Round times to write below the axis, four to seven of them."""
-    step = next((step for step in STEPS if (end - start) / step <= 6), 86400)
+    step = next((step for step in STEPS if (end - start) / step <= 6), (end - start) / 6)
     first = math.ceil(start / step)
     return [step * number for number in range(first, int(end // step) + 1)]
