@@ -37,7 +37,7 @@ EXAMPLES = (
     "an elephant",
 )
 GALLERY, OWN, WEBCAM, CAMERA = "Gallery", "Your clip", "Webcam", "Camera"
-WORD_SECONDS = 0.03
+WORD_SECONDS = 0.04
 FONTS = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 # The machine's own fonts: the page loads nothing from elsewhere.
@@ -87,7 +87,7 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
             yield gr.skip(), "", gr.skip(), str(error)
             return
         words = turn.answer.text.split()
-        for said in range(1, len(words) + 1, 1 + len(words) // 24):
+        for said in range(1, len(words) + 1, 1 + len(words) // 12):
             yield gr.skip(), speaking(question, " ".join(words[:said])), gr.skip(), ""
             time.sleep(WORD_SECONDS)
         yield chat(session.turns, session.token), "", gr.skip(), ""
