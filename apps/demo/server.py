@@ -29,6 +29,7 @@ from .settings import DemoSettings  # noqa: E402
 
 __all__ = ["load_models", "make_app", "serve"]
 
+M_ARENA_MAX = -8  # as <malloc.h> numbers it
 HEAD = (
     '<meta name="referrer" content="no-referrer">'
     '<link rel="stylesheet" href="static/style.css"><script src="static/live.js"></script>'
