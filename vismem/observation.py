@@ -81,7 +81,9 @@ def events(columns: Mapping[str, Tensor], names: Sequence[str], stream: str) -> 
         names: Name of every label.
         stream: Whose segment it is.
     """
-    rows, places = torch.nonzero(columns["label_max"] >= LEAST_EVENT, as_tuple=True)
+    # Of a memory that came from somebody else, a number may be no label's.
+    known = (columns["label"] >= 0) & (columns["label"] < len(names))
+    rows, places = torch.nonzero(known & (columns["label_max"] >= LEAST_EVENT), as_tuple=True)
     for row, place in zip(rows.tolist(), places.tolist(), strict=True):
         x0, y0, x1, y1 = columns["label_box"][row, place].tolist()
         yield Event(

@@ -16,7 +16,14 @@ POLICY = (
     "form-action 'self'; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
 )
 # Doors of Gradio's that this page does not use: files go through routes that know their visit.
-SHUT = ("/gradio_api/upload", "/gradio_api/file", "/gradio_api/proxy", "/gradio_api/stream")
+SHUT = (
+    "/openapi.json",
+    "/monitoring",
+    *(
+        f"/gradio_api/{door}"
+        for door in ("upload", "file", "proxy", "stream", "component_server", "deep_link", "dev")
+    ),
+)
 LARGEST_FORM = 1_000_000  # bytes; Gradio holds a whole request in RAM, before it asks who sent it
 
 

@@ -19,7 +19,7 @@ from fastapi import APIRouter, Request, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 
-from vismem.errors import VismemError
+from vismem.errors import StoreError, VismemError
 
 from .session import Session
 from .sessions import Sessions
@@ -94,7 +94,7 @@ def media_routes(sessions: Sessions) -> APIRouter:
         try:
             first = next(pieces)  # what goes wrong goes wrong before the answer begins
         except VismemError as error:
-            return _told(str(error), 507)
+            return _told(str(error), 507 if isinstance(error, StoreError) else 409)
         named = {"Content-Disposition": 'attachment; filename="memory.vismem"'}
         return StreamingResponse(
             chain([first], pieces), media_type="application/x-tar", headers=PRIVATE | named

@@ -190,7 +190,9 @@ def make_page(sessions: Sessions, settings: DemoSettings) -> gr.Blocks:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
         def said(event: Any) -> None:
-            event.then(None, [notice], js="(said) => window.vismem.say(said)", **quiet)
+            event.then(
+                None, [notice], js="(said) => { if (said) window.vismem.say(said); }", **quiet
+            )
 
         begun = page.load(begin, None, [token, notice], api_name="begin", show_progress="hidden")
         begun.then(None, [token], js="(token) => window.vismem.open(token)", **quiet)

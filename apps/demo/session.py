@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ import numpy as np
 from vismem.closeable import Closeable
 from vismem.detections import Detections
 from vismem.encoders.base import Encoder
-from vismem.errors import UsageError, VismemError
+from vismem.errors import UsageError
 from vismem.frame import Frame
 from vismem.heads.answer import Answer, Moment
 from vismem.heads.detect import Detector, Look, Propose
@@ -245,8 +246,11 @@ class Session(Closeable):
 
         Raises:
             StoreError: If the disk has no room for it.
+            UsageError: If another one is not done; whoever takes none would fill the disk.
         """
         self._check_open()
+        if any(self.folder.glob("packed-*")):
+            raise UsageError("one download after the other")
         folder = Path(tempfile.mkdtemp(prefix="packed-", dir=self.folder))
         try:
             self._memory.copy(folder / "copy.mem")
@@ -343,10 +347,10 @@ class Session(Closeable):
                 return
             self.closed = True
             self._stop()
-            try:
+            # A memory that was loaded may be anything: one that cannot be sealed is deleted all the
+            # same, and whoever ends visits goes on.
+            with contextlib.suppress(Exception):
                 self._memory.close()
-            except VismemError:
-                pass  # a memory that was loaded and cannot be sealed is deleted all the same
             self.turns, self.picture = [], Picture()
             shutil.rmtree(self.folder, ignore_errors=True)
 
