@@ -16,6 +16,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -36,7 +37,9 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "vismem.cli", "demo", "--port", str(self.port)]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        self.folder = tempfile.TemporaryDirectory()  # where visits make theirs
+        place = {**os.environ, "TMPDIR": self.folder.name}
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=place)
         self.url = f"http://127.0.0.1:{self.port}"
         for _ in range(1200):
             with socket.socket() as door:
@@ -49,7 +52,7 @@ class Server:
         """Resident megabytes, open files, threads, folders of visits."""
         place = Path(f"/proc/{self.process.pid}")
         status = dict(line.split(":", 1) for line in (place / "status").read_text().splitlines())
-        folders = len(list(Path("/tmp").glob("vismem-demo-*")))
+        folders = len(list(Path(self.folder.name).glob("vismem-demo-*")))
         return (
             int(status["VmRSS"].split()[0]) / 1000,
             len(list((place / "fd").iterdir())),
@@ -176,6 +179,7 @@ def main() -> None:
     finally:
         server.process.terminate()
         server.process.wait()
+        server.folder.cleanup()
 
 
 if __name__ == "__main__":
