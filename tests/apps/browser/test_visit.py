@@ -37,6 +37,14 @@ def pause(page: Page) -> None:
     page.until("document.querySelector('#stage').dataset.status === 'paused'", "it pauses")
 
 
+def settled(page: Page) -> int:
+    """How many frames are held once those on their way have come, for a page that is paused."""
+    seen = -1
+    while seen != (seen := count(page, "frames")):
+        time.sleep(3)
+    return seen
+
+
 def write_clip(path: Path, seconds: int = 60) -> Path:
     """A clip of one colour a second."""
     with av.open(str(path), "w") as container:
@@ -198,7 +206,7 @@ def test_a_saved_memory_is_loaded_by_another_visit(opened: Callable[..., Page]) 
     page = opened().plays()
     until(lambda: len(keys(page)) > 4, "some moments")
     pause(page)
-    held, frames = keys(page), count(page, "frames")
+    frames, held = settled(page), keys(page)
     page.click("#memory-save")
     folder: Path = page.driver.downloads
     saved = until(lambda: list(folder.glob("*.vismem")), "a file")[0]
