@@ -77,3 +77,11 @@ def test_bad_kernels_are_told_from_good_ones(triton: str, tmp_path: Path) -> Non
     for target in ("80", "90"):
         assert verdicts["good", target] == "ok"
         assert re.fullmatch(r"\d+ narrow loads, not 0", verdicts["misaligned", target])
+    # A table of another version that had wide loads there.
+    table = re.sub(r"Triton [\d.]+", "Triton 0", table)
+    table = re.sub(r"(\| misaligned .*?) \| 0 \| \d+ \|", r"\1 | 16 | 0 |", table)
+    (tmp_path / "table.md").write_text(table)
+    verdicts = aot(triton, *options)[1]
+    for target in ("80", "90"):
+        assert verdicts["good", target] == "ok"
+        assert verdicts["misaligned", target] == "no wide loads, not 16"
