@@ -327,7 +327,6 @@ def test_no_password_of_a_camera_is_told(capfd: pytest.CaptureFixture) -> None:
         ("POST", "/gradio_api/run/begin"),
         ("POST", "/gradio_api/api/begin"),
         ("POST", "/gradio_api/call/begin"),
-        ("POST", "/gradio_api/component_server"),
     ],
 )
 def test_nothing_begins_without_the_password(models: Models, method: str, path: str) -> None:
