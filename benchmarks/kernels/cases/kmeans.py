@@ -115,9 +115,9 @@ def _update(rows: int, width: int, clusters: int, dtype: torch.dtype, **kind: bo
     )
 
 
-def _step(rows: int, width: int, clusters: int, dtype: torch.dtype) -> Case:
+def _step(rows: int, width: int, clusters: int, dtype: torch.dtype, *, small: bool = False) -> Case:
     """A whole step, as k-means repeats it."""
-    assign = _assign(rows, width, clusters, dtype)
+    assign = _assign(rows, width, clusters, dtype, small=small)
 
     def run(*parts: Tensor) -> tuple[Tensor, Tensor]:
         from kernels.kmeans import triton
@@ -153,6 +153,7 @@ def _step(rows: int, width: int, clusters: int, dtype: torch.dtype) -> Case:
         flops=assign.flops,
         # One label that differs where two centroids are equally far moves two means.
         tolerance=1e-2,
+        small=small,
         tensor_cores=assign.tensor_cores,
     )
 
@@ -169,4 +170,5 @@ CASES = [
     _assign(20, 40, 5, torch.float32, small=True),
     _assign(20, 40, 5, torch.bfloat16, small=True),
     _update(20, 40, 5, torch.float32, small=True),
+    _step(20, 40, 5, torch.bfloat16, small=True),
 ]

@@ -43,8 +43,9 @@ def _explicit(query, keys, values, entries, q_start, cos, sin, far):
 
 
 def _case(
-    batch: int, count: int, listed: int, dtype: torch.dtype, *, processor: bool = False
-) -> Case:
+    batch: int, count: int, listed: int, dtype: torch.dtype, *,
+    processor: bool = False, small: bool = False,
+) -> Case:  # fmt: skip
     """All that is listed is seen by all, so that plain attention is the same."""
     pages = 512 if processor else 4096
 
@@ -92,6 +93,7 @@ def _case(
         flops=4.0 * batch * count * HEADS * length * WIDTH,
         tolerance=1e-5 if dtype == torch.float32 else 1e-2,
         processor=processor,
+        small=small,
     )
 
 
@@ -105,4 +107,6 @@ CASES = [
     _case(1, 1, 97, torch.bfloat16, processor=True),
     _case(1, 196, 97, torch.float32, processor=True),
     _case(1, 196, 97, torch.bfloat16, processor=True),
+    _case(2, 3, 2, torch.float32, small=True),
+    _case(1, 1, 3, torch.bfloat16, small=True),
 ]
