@@ -90,3 +90,8 @@ def test_what_does_not_fit_is_refused() -> None:
         block_topk(query[None], reps[None], 1)
     with pytest.raises(ValueError, match="valid is"):
         block_topk(query, reps, 1, valid=torch.ones(4))
+
+
+def test_zeros_of_both_signs_are_a_tie() -> None:
+    first, second = cpu.packed(torch.tensor([-0.0, 0.0]), torch.arange(2)).tolist()
+    assert first > second

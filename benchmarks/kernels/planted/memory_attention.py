@@ -17,7 +17,7 @@ PLANTED = [
     (KERNEL, "tl.minimum(begin + share, tiles)", "begin + share"),
     (KERNEL, "tl.where(entry < turns, LOW, 0)", "LOW"),
     (KERNEL, "total = total * faded + weight", "total = total + weight"),
-    (KERNEL, "LOW: tl.constexpr = (D + 1) // 2", "LOW: tl.constexpr = D // 2"),
+    (KERNEL, "channel < LOW, channel < D - LOW", "channel < D // 2, channel < D - LOW"),
     (KERNEL, "numbered = counted + column", "numbered = counted + start + column"),
     (KERNEL, "scale * LOG2_E.value", "scale"),
     (CPU, "one * cos - two * sin", "one * cos + two * sin"),
