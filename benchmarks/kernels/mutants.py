@@ -102,6 +102,8 @@ def _tests(
         seconds = time.perf_counter() - began
         if run.returncode == 0:
             return "", seconds
+        if run.returncode < 0:
+            return "a crash", seconds
         name = re.search(r"^(?:FAILED|ERROR) \S+?\.py(?:::(\S+))?", run.stdout, re.MULTILINE)
         if run.returncode != 1 or not name:
             raise SystemExit(f"pytest could not run:\n{run.stdout[-3000:]}{run.stderr[-3000:]}")

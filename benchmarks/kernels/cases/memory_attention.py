@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from case import Case, Inputs, normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -10,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from kernels.memory_attention import ALL, Reads, cpu, reference
 
 HEADS, GROUPS, WIDTH, TOKENS = 28, 4, 128, 64
+ROWS = 128  # queries of a block, for FlexAttention
 
 
 def _gathered(pages: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
@@ -40,6 +43,54 @@ def _explicit(query, keys, values, entries, q_start, cos, sin, far):
     rows = query.transpose(1, 2).reshape(len(query), GROUPS, -1, WIDTH) * WIDTH**-0.5
     seen = torch.softmax(rows @ key.mT, -1) @ value
     return seen.reshape(len(query), HEADS, -1, WIDTH).transpose(1, 2)
+
+
+def _turned_store(keys, entries, cos, sin):
+    """All pages in the place of their own, those of one list turned: ``(1, G, P T, D)``."""
+    one, two = keys[entries[0, :, 0].long()].float().chunk(2, -1)
+    cos, sin = cos[0, :, None, None], sin[0, :, None, None]
+    turned = torch.cat([one * cos - two * sin, two * cos + one * sin], -1).to(keys.dtype)
+    store = keys.index_copy(0, entries[0, :, 0].long(), turned)
+    return store.flatten(0, 1).transpose(0, 1)[None]
+
+
+def _whole(query, keys, values, entries, q_start, cos, sin, far):
+    """Plain attention over everything stored, what is not listed masked."""
+    seen = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
+    seen[entries[0, :, 0].long()] = True
+    store, value = _turned_store(keys, entries, cos, sin), values.flatten(0, 1).transpose(0, 1)
+    rows, mask = query.transpose(1, 2), seen.flatten().expand(1, 1, query.shape[1], -1)
+    return sdpa(rows, store, value[None], mask, enable_gqa=True).transpose(1, 2)
+
+
+def _anywhere(batch, head, query, key):
+    return query >= 0
+
+
+@cache
+def _compiled_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
+def _flex(query, keys, values, entries, q_start, cos, sin, far):
+    """Compiled FlexAttention over everything stored, by a list of blocks."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    pages, listed, count = len(keys), entries.shape[1], query.shape[1]
+    shape = 1, 1, -(-count // ROWS)
+    numbers = torch.zeros(*shape, pages, dtype=torch.int32, device=keys.device)
+    numbers[..., :listed] = entries[0, :, 0]
+    counts = torch.full(shape, listed, dtype=torch.int32, device=keys.device)
+    lengths = count, pages * TOKENS
+    blocks = BlockMask.from_kv_blocks(
+        counts, numbers, BLOCK_SIZE=(ROWS, TOKENS), mask_mod=_anywhere, seq_lengths=lengths
+    )
+    store, value = _turned_store(keys, entries, cos, sin), values.flatten(0, 1).transpose(0, 1)
+    rows = query.transpose(1, 2)
+    seen = _compiled_flex()(rows, store, value[None], block_mask=blocks, enable_gqa=True)
+    return seen.transpose(1, 2)
 
 
 def _case(
@@ -76,7 +127,9 @@ def _case(
 
     length, size = listed * TOKENS, dtype.itemsize
     baselines = {"gather + SDPA": _plain(None), "products and softmax": _explicit}
-    if not processor:
+    if processor:
+        baselines |= {"all stored + mask": _whole, "flex, compiled": _flex}
+    else:
         baselines |= {
             "gather + SDPA flash": _plain(SDPBackend.FLASH_ATTENTION),
             "gather + SDPA cuDNN": _plain(SDPBackend.CUDNN_ATTENTION),
