@@ -128,6 +128,8 @@ def test_a_real_process_stops_on_ctrl_c_with_whole_lines():
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Whoever runs the tests in the background ignores it, which children would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first = process.stdout.readline()
     process.send_signal(signal.SIGINT)

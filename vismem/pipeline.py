@@ -207,6 +207,7 @@ class VisualMemory(Closeable):
                     "embeddings of different models never mix"
                 )
             self._store, self._read_only = store, read_only
+            self.config = dict(config)  # sealed again with every commit
             if config.get("model"):
                 settings = ModelSettings(**config["model"])
                 self.model = ModelMemory(

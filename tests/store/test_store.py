@@ -86,16 +86,16 @@ def test_only_new_segments_are_looked_up_and_order_is_kept(store):
 
 def test_what_is_forgotten_is_in_no_file(store, path):
     store.append(b"secret in the tail")
-    content = {"s0": segment(10, 11), "s1": segment(12)}
+    content = {"segment-0": segment(10, 11), "s1": segment(12)}
     store.commit(content, {"x": torch.tensor(list(b"secret state"))}, events=events)
-    del content["s0"]
+    del content["segment-0"]
     report = store.commit(content, {}, events=events)
-    assert report.dropped == ("s0",) and store.events.covered == {"s1"}
+    assert report.dropped == ("segment-0",) and store.events.covered == {"s1"}
     everything = b"".join(entry.read_bytes() for entry in path.iterdir())
     assert b"secret 12" in everything and b"label 12" in everything
-    for gone in (b"secret 10", b"label 10", b"secret in the tail", b"secret state", b"s0"):
+    for gone in (b"secret 10", b"label 10", b"secret in the tail", b"secret state", b"segment-0"):
         assert gone not in everything
-    assert not [name for name in names(path) if name.startswith("seg_s0")]
+    assert not [name for name in names(path) if name.startswith("seg_segment-0")]
 
 
 def test_events_follow_the_segments_and_heal(store, path):
