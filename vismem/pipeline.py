@@ -7,10 +7,8 @@ appended to the log before it is acknowledged, so a crash loses nothing that was
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
-import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -29,11 +27,11 @@ from vismem.heads.nearest import nearest_by
 from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
-from vismem.memory.policies import POLICIES
 from vismem.memory.slots import SlotSnapshot
 from vismem.model_memory import ModelMemory, ModelSettings
 from vismem.observation import events, observation
 from vismem.scenes import scene_moments
+from vismem.settings import DAMAGE, check_policy
 from vismem.stats import Stats
 from vismem.store import (
     Durability,
@@ -49,19 +47,8 @@ from vismem.stream_set import StreamSet
 if TYPE_CHECKING:
     from vismem.models.video_llm import VideoLLM
 
-__all__ = ["VisualMemory", "check_settings"]
+__all__ = ["VisualMemory"]
 
-# What settings and state can break on that are not what this wrote.
-DAMAGE = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-LARGEST_ROW = 2**20  # bytes of a moment that a stranger's settings may ask for
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 
@@ -118,7 +105,7 @@ class VisualMemory(Closeable):
         if queue < 1:
             raise ValueError(f"the queue needs room for at least one frame, not {queue}")
         name = encoder if isinstance(encoder, str) else encoder.identity["model"]
-        _check_policy(policy)
+        check_policy(policy)
         self.encoder = load_encoder(encoder) if isinstance(encoder, str) else encoder
         self.config = {
             "encoder": name,
@@ -461,7 +448,7 @@ class VisualMemory(Closeable):
         with self._store_lock:
             size = self.budget if budget is None else Budget.parse(budget)
             policy = self.policy if policy is None else policy
-            _check_policy(policy)
+            check_policy(policy)
             config = {**self.config, "budget": size.bytes, "policy": policy}
             streams, report = self._streams.changed(size.bytes, policy)
             if self._store:
@@ -646,34 +633,3 @@ class VisualMemory(Closeable):
         """Newest timestamp of a stream by its source's clock, where a resumed run goes on."""
         held = self._streams.get(stream)
         return held.clock.last_raw if held else None
-
-
-def check_settings(config: Mapping[str, Any]) -> None:
-    """Refuse settings that no memory should have, as of an archive that somebody else made.
-
-    Args:
-        config: `MemoryStore.config`; made for ``check`` of `vismem.store.unpack_memory`.
-
-    Raises:
-        StoreError: If anything is not as `VisualMemory` writes it, or out of all proportion.
-    """
-    try:
-        known = {"encoder", "budget", "policy", "retain", "moments"}
-        if set(config) != known:
-            raise ValueError(f"they are {sorted(config)}")
-        Budget(int(config["budget"]))
-        _check_policy(config["policy"])
-        retain, moments = config["retain"], config["moments"]
-        if retain is not None and not 0 < float(retain) < math.inf:
-            raise ValueError(f"retain is {retain}")
-        if not all(0 <= value < math.inf for value in moments.values()):
-            raise ValueError(f"moments are {moments}")
-        if EpisodicConfig(token_dim=1, embedding_dim=1, **moments).row_bytes > LARGEST_ROW:
-            raise ValueError(f"moments are {moments}")
-    except DAMAGE as error:
-        raise StoreError(f"the memory's settings are not to be trusted: {error}") from error
-
-
-def _check_policy(policy: str) -> None:
-    if policy != "moments" and policy not in POLICIES:
-        raise ValueError(f"policy is moments, {', '.join(POLICIES)}; not {policy}")

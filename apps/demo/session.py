@@ -25,7 +25,8 @@ from vismem.heads.detect import Detector, Look, Propose
 from vismem.heads.draw_boxes import draw_boxes
 from vismem.live import thumbnail
 from vismem.memory.base import Budget
-from vismem.pipeline import VisualMemory, check_settings
+from vismem.pipeline import VisualMemory
+from vismem.settings import check_settings
 from vismem.store import pack_memory, unpack_memory
 from vismem.streams import Stream
 from vismem.streams.base import Sampler

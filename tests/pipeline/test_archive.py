@@ -20,7 +20,8 @@ from tiny_encoder import TinyEncoder
 from tiny_memory import MOMENTS, fill, frame, replies, slots_of, state_of, thumbnails
 
 from vismem.errors import StoreError
-from vismem.pipeline import VisualMemory, check_settings
+from vismem.pipeline import VisualMemory
+from vismem.settings import check_settings
 from vismem.store import MemoryStore, pack, pack_memory, unpack_memory, verify
 from vismem.store.archive import FOLDER
 
