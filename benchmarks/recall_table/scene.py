@@ -13,6 +13,7 @@ axes (x right, y down, z forward); pixel centres lie at whole numbers, so the pr
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -21,6 +22,10 @@ from dataclasses import dataclass
 
 os.environ.setdefault("MUJOCO_GL", "osmesa")  # read when mujoco is imported
 
+# Mesa and Triton each bring an LLVM of their own, and Triton's crashes if Mesa's was there first;
+# `torch.optim` imports Triton by the way.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 import mujoco
 import numpy as np
 

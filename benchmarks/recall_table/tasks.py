@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
-from scene import CUP, PITCH, Table, Thing, look_at
+from scene import PITCH, Table, Thing, look_at
 
 from vismem import Frame
 from vismem.geometry import unproject
@@ -112,7 +112,7 @@ class PutBack(Family):
     """T1: where was the block before it came to the middle?"""
 
     name, asks, answers, half = "put_back", "slot before the move", 8, 0.05
-    things = (Thing("red", half=0.05),)
+    things = (Thing("blue", half=0.05),)
 
     @staticmethod
     def slot(answer: int) -> int:
@@ -169,7 +169,7 @@ class Rearrange(Family):
     """T3: two equal blocks; which of them was not moved?"""
 
     name, asks, answers, half = "rearrange", "block that was not moved", 2, 0.05
-    things = (Thing("grey", half=0.05, name="one"), Thing("grey", half=0.05, name="two"))
+    things = (Thing("blue", half=0.05, name="one"), Thing("blue", half=0.05, name="two"))
     sides = (3, 5)
 
     def answer_at(self, table, answer):

@@ -1,0 +1,116 @@
+"""What each memory still holds when the question comes.
+
+Every policy is `SpatialMemory` with another `SpatialConfig.policy`, at equal bytes (and so, as all
+views weigh the same, at equal count), fed frame by frame. A view stores the picture itself: 8 x 8
+tokens of 4 x 4 pixels, float16, with where each lies in the world, and block means as signature.
+Nothing in it is learned, so no policy is helped by its encoder.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tasks import BLOCKS, CELLS, PATCH, SIDE, Data
+from torch import Tensor
+
+from vismem.memory.spatial import SpatialConfig, SpatialMemory
+
+__all__ = ["ALL_FRAMES", "GRU", "OURS", "POLICIES", "Banks", "fill", "tokens_of"]
+
+POLICIES = {
+    "last frame": "last",
+    "FIFO": "fifo",
+    "first + last": "first_last",
+    "stride": "stride",
+    "reservoir": "reservoir",
+    "place-keyed": "place",
+    "novelty": "novelty",
+}
+OURS = "novelty"
+ALL_FRAMES, GRU = "all frames", "GRU"
+WIDTH = PATCH * PATCH * 3
+
+
+@dataclass
+class Banks:
+    """Which frames of each episode are held.
+
+    Args:
+        shots: Frame numbers in time order, `(E, V)`; -1 where there are fewer.
+        cue: Share of episodes that hold a cue frame.
+        nbytes: Bytes of the fullest bank.
+        writes: Writes a second.
+    """
+
+    shots: Tensor
+    cue: float
+    nbytes: int = 0
+    writes: float = 0.0
+
+    def foreign(self, seed: int) -> Banks:
+        """Give every episode the memory of another."""
+        order = np.random.default_rng([seed, 5]).permutation(len(self.shots))
+        shots = torch.empty_like(self.shots)
+        shots[order] = self.shots[np.roll(order, 1)]
+        return Banks(shots, self.cue)
+
+
+def tokens_of(data: Data) -> Tensor:
+    """Tokens of all frames, `(F, 64, 48)` float16 on `[0, 1]`: patches of 4 x 4 pixels."""
+    frames = len(data.pictures)
+    patches = torch.from_numpy(data.pictures).view(frames, CELLS, PATCH, CELLS, PATCH, 3)
+    return (patches.transpose(2, 3).reshape(frames, CELLS**2, WIDTH).float() / 255).half()
+
+
+def memory_for(data: Data, policy: str, seed: int) -> SpatialMemory:
+    """An empty memory with the bytes of the family's number of views."""
+    config = SpatialConfig(
+        token_dim=WIDTH, max_tokens=CELLS**2, signature_dim=3 * BLOCKS**2,
+        policy=POLICIES[policy], place=data.family.place, seed=seed,
+    )  # fmt: skip
+    view = config.row.itemsize + CELLS**2 * (2 * WIDTH + 3 * 4)
+    return SpatialMemory(data.family.views * view, config)
+
+
+def fill(
+    data: Data, tokens: Tensor, policy: str, numbers: np.ndarray, delays: np.ndarray, seed: int = 0
+) -> Banks:
+    """Feed episodes to a memory, or to none.
+
+    Args:
+        data: The episodes.
+        tokens: Of `tokens_of`.
+        policy: A name of `POLICIES`, or `ALL_FRAMES`.
+        numbers: Which episodes, `(E,)`.
+        delays: The delay of each, `(E,)`.
+        seed: Of the reservoir.
+    """
+    held: list[np.ndarray] = []
+    seen = nbytes = writes = 0
+    started = time.process_time()
+    for number, delay in zip(numbers.tolist(), delays.tolist(), strict=True):
+        frames, cue = data.timeline(number, delay)
+        kept = np.arange(len(frames))
+        if policy != ALL_FRAMES:
+            memory = memory_for(data, policy, seed + number)
+            for at, frame in enumerate(frames.tolist()):
+                memory.write(
+                    tokens[frame], at / 10, grid=(CELLS, CELLS), pose=data.poses[frame],
+                    intrinsics=data.intrinsics, positions=data.positions[frame],
+                    signature=data.signatures[frame],
+                )  # fmt: skip
+            kept = np.array([view.source for view in memory.snapshot().views()])
+            nbytes, writes = max(nbytes, memory.nbytes), writes + len(frames)
+        held.append(frames[kept])
+        seen += bool(cue[kept].any())
+    spent = time.process_time() - started
+    shots = np.full((len(held), max(map(len, held))), -1)
+    for row, frames in zip(shots, held, strict=True):
+        row[: len(frames)] = frames
+    return Banks(torch.from_numpy(shots), seen / len(held), nbytes, writes / max(spent, 1e-9))
+
+
+assert SIDE == CELLS * PATCH
