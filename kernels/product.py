@@ -12,13 +12,16 @@ def products(x: Tensor, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """Give ``x @ y.T + bias``, for ``x (N, D)``, ``y (K, D)`` and ``bias (K,)``; no gradient.
 
     On processors float32 goes to oneDNN by name: ``torch.mm`` takes MKL, which was measured to
-    need twice the time on an AMD EPYC.
+    need twice the time on an AMD EPYC. What is not dense is copied: there oneDNN falls back to a
+    form that takes thousands of times as long.
     """
     if not x.numel() or not y.numel():
         zeros = x.new_zeros(len(x), len(y))
         return zeros if bias is None else zeros + bias
     if x.device.type == "cpu" and x.dtype == torch.float32 and _onednn():
-        return torch.ops.mkldnn._linear_pointwise(x, y, bias, "none", [], "")
+        if not y.T.is_contiguous():
+            y = y.contiguous()
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), y, bias, "none", [], "")
     return x @ y.T if bias is None else torch.addmm(bias, x, y.T)
 
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from ..tiled import attend, multiplies_bfloat16, pays
+
 __all__ = ["added", "masked_attention", "working_type"]
 
 _log = logging.getLogger(__name__)
@@ -48,6 +50,11 @@ def masked_attention(
     groups, count, wide = len(keys), query.shape[1], values.shape[2]
     scale = query.shape[2] ** -0.5 if scale is None else scale
     rows = query.reshape(groups, -1, query.shape[2])
+    if pays(rows.shape[1], keys.shape[1], query, keys, values):
+        seen = query.new_empty(*rows.shape[:2], wide)
+        for group in range(groups):
+            seen[group] = attend(rows[group], keys[group], values[group], scale, mask)
+        return seen.reshape(len(query), count, wide)
     if wide != query.shape[2]:  # the fast kernels want one width for all; zeros change nothing
         width = max(wide, query.shape[2])
         rows, keys = (pad(part, (0, width - part.shape[2])) for part in (rows, keys))
@@ -84,8 +91,8 @@ def working_type(like: Tensor) -> torch.dtype:
 
 @cache
 def _half_types() -> dict[torch.dtype, torch.dtype]:
-    able = torch.cpu.get_capabilities()
-    tiles, vectors = able.get("amx_bf16", False), able.get("avx512_bf16", False)
+    tiles = multiplies_bfloat16()
+    vectors = torch.cpu.get_capabilities().get("avx512_bf16", False)
     chosen = {
         torch.float16: torch.bfloat16 if tiles else torch.float32,
         torch.bfloat16: torch.bfloat16 if tiles or vectors else torch.float32,

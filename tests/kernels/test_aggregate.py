@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from vismem.kernels.aggregate import aggregate, reference
+from vismem.kernels.aggregate import aggregate, cpu, reference
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -92,6 +92,27 @@ def test_keeps_the_type_of_its_features(dtype: torch.dtype, error: float) -> Non
     expected = reference.aggregate(*wide, 2, index, bias)
     assert found.dtype == dtype
     assert (found.double() - expected).norm() < error * expected.norm()
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("numbered", [None, (600,), (2, 600)])
+def test_many_rows_go_tile_by_tile(
+    numbered: tuple[int, ...] | None, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    attend = cpu.attend
+    monkeypatch.setattr(cpu, "attend", lambda *given: calls.append(1) or attend(*given))
+    query, keys, values = (noise(2, n, 32, seed=n) for n in (130, 700, 700))
+    index = None if numbered is None else numbers(*numbered, below=700)
+    count = 700 if numbered is None else 600
+    bias = noise(1, 2, 130, count) if biased else None
+    if bias is not None:
+        bias[:, 1, 3] = -math.inf
+    found = aggregate(query, keys, values, 2, index=index, bias=bias)
+    wide = (part.double() for part in (query, keys, values))
+    expected = reference.aggregate(*wide, 2, index, bias)
+    assert len(calls) == 4
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
 
 
 def test_passes_the_numerical_check_of_gradients() -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from vismem.kernels import tiled
 from vismem.kernels.mem_xattn import (
     axial_table,
     cpu,
@@ -168,9 +169,10 @@ def test_is_the_reference_with_its_gradients(
             parts[1][b, length:], parts[2][b, length:] = 1e9, 1e9  # nothing of it is seen
     expected = reference.mem_xattn(*parts, heads, scale, lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "ROWS", tile)
-        patch.setattr(cpu, "COLUMNS", tile + 1)
-        found = mem_xattn(*parts, heads, scale, lengths=lengths)
+        patch.setattr(tiled, "ROWS", tile)
+        patch.setattr(tiled, "COLUMNS", tile + 1)
+        factor = (parts[0].shape[2] // heads) ** -0.5 if scale is None else scale
+        found = cpu.tiled(*parts, heads, factor, lengths)
     assert found.shape == (batch, queries, heads * widths[1])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     parts = [part.requires_grad_() for part in parts]
@@ -204,14 +206,12 @@ def test_both_forms_keep_the_type(form: object, dtype: torch.dtype, error: float
 
 
 def test_which_form_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = noise(1, 2, 4)
-    for able in (False, True):
-        monkeypatch.setattr(cpu, "_multiplies_bfloat16", lambda able=able: able)
-        assert cpu._tiled(x) and cpu._tiled(x.half()) and cpu._tiled(x.bfloat16()) != able
-        assert not cpu._tiled(x, x.clone().requires_grad_())
-        assert not cpu._tiled(x.to("meta"))
-        with torch.no_grad():
-            assert cpu._tiled(x, x.clone().requires_grad_())
+    ran = []
+    for name in ("tiled", "padded"):
+        monkeypatch.setattr(cpu, name, lambda query, *_, name=name: ran.append(name) or query)
+    for rows in (2, 200):
+        mem_xattn(noise(1, rows, 4), noise(1, 600, 4), noise(1, 600, 4))
+    assert ran == ["padded", "tiled"]
 
 
 def test_large_scores_do_not_overflow() -> None:

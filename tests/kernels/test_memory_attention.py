@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages import TOLERANCE, error, normal, pages, stream, sums_agree
 from torch.nn.functional import scaled_dot_product_attention
+from vismem.kernels import tiled
 from vismem.kernels.memory_attention import (
     Reads,
     added,
@@ -76,6 +77,7 @@ def test_the_working_type_follows_the_processor_and_is_told_once(
 ) -> None:
     able = {"amx_bf16": tiles, "avx512_bf16": vectors}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    monkeypatch.setattr(folded, "multiplies_bfloat16", lambda: tiles)
     folded._half_types.cache_clear()
     try:
         with caplog.at_level("INFO"):
@@ -228,6 +230,28 @@ def test_masked_attention_takes_any_width_of_values(wide: int) -> None:
         logits = query[head] @ keys[head // 3].T / math.sqrt(8)
         weights = torch.softmax(logits.masked_fill(~seen, float("-inf")), -1)
         torch.testing.assert_close(found[head], weights @ values[head // 3], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masked_attention_of_many_rows_goes_tile_by_tile(dtype, monkeypatch) -> None:
+    calls = []
+    attend = folded.attend
+    monkeypatch.setattr(folded, "attend", lambda *given: calls.append(1) or attend(*given))
+    monkeypatch.setattr(folded, "pays", lambda *given: tiled.pays(*given[:2], torch.zeros(1)))
+    query, keys, values = (
+        normal(*shape, seed=seed).to(dtype)
+        for seed, shape in enumerate([(6, 50, 8), (2, 600, 8), (2, 600, 5)])
+    )
+    seen = torch.rand(50, 600, generator=torch.Generator().manual_seed(3)) < 0.6
+    seen[7] = False
+    found = masked_attention(query, keys, values, added(seen, 3, dtype))
+    assert len(calls) == 2 and found.dtype == dtype and not found[:, 7].any()
+    for head in range(6):
+        logits = query[head].double() @ keys[head // 3].double().T / math.sqrt(8)
+        weights = torch.softmax(logits.masked_fill(~seen, float("-inf")), -1).nan_to_num(0.0)
+        wanted = weights @ values[head // 3].double()
+        error = 1e-5 if dtype == torch.float32 else 5e-3
+        torch.testing.assert_close(found[head].double(), wanted, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ TESTS = ["tests/kernels/test_aggregate.py", "tests/kernels/test_aggregate_triton
 KERNEL = "kernels/cross_attention/triton.py"
 PYTORCH = "kernels/aggregate/cpu.py"
 PLANTED = [
+    (PYTORCH, "hidden = None if mask is None else mask[b, h]", "hidden = None"),
+    (PYTORCH, "masked_fill_(~hidden, -math.inf)", "masked_fill_(hidden, -math.inf)"),
+    (PYTORCH, "attend(q[b, h], k[b, h], v[b, h]", "attend(q[b, h], k[b, h], v[b, 0]"),
     (KERNEL, "return row, row >= 0", "return tl.maximum(row, 0), inside"),
     (KERNEL, "product += tl.load(bias + at, inside, 0.0).to(tl.float32) * _LOG2E",
      "product += tl.load(bias + at, inside, 0.0).to(tl.float32)"),

@@ -20,7 +20,7 @@ PLANTED = [
     (KERNEL, "place < end", "place <= end"),
     (KERNEL, "tl.where(all_weight == 0.0, 1.0, all_weight)", "all_weight"),
     (KERNEL, "rows = x[start : start + size]", "rows = x[: start + size][:size]"),
-    (TORCH, "norms * (1 - share))\n    least", "norms)\n    least"),
+    (TORCH, "error = share * (2 * norms[label]", "error = 0 * (2 * norms[label]"),
     (TORCH, "error += 2.01 * rounded", "error += 0 * rounded"),
     (TORCH, "~(lower > (least + error)[:, None])", "lower <= (least + error)[:, None]"),
     (
