@@ -102,6 +102,7 @@ class MemoryContract(ABC):
     small: int  # bytes: the budget that 200 observations do not fit into
     large: int  # bytes: the budget that 200 observations fit into
     max_tokens: int
+    axes: ClassVar[int] = 2  # of a token's position: 2 in the picture, 3 in the world
     cannot: ClassVar[Mapping[str, str]] = {}  # name of a line -> why this bank cannot keep it
 
     @pytest.fixture(autouse=True)
@@ -257,7 +258,7 @@ class MemoryContract(ABC):
             weight_of = dict(zip(sources, recall.weights.tolist(), strict=True))
             assert sum(weight_of.values()) <= writes
             if recall.positions is not None:
-                assert recall.positions.shape == (count, 2)
+                assert recall.positions.shape == (count, self.axes)
             if query is None:
                 assert not recall.scores.any()
 

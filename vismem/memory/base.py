@@ -80,7 +80,8 @@ class Recall:
         weights: How many observations each token stands for, ``(N,)`` int64.
         scores: How well each token's origin fits the query, ``(N,)`` float32; zero without a query.
         sources: Running number of the write that each token came from, ``(N,)`` int64.
-        positions: Centres in the picture, ``(N, 2)`` float32 ``x y`` fractions, if known.
+        positions: Centres in the picture, ``(N, 2)`` float32 ``x y`` fractions, or where a bank
+            keeps them places in the world, ``(N, 3)`` metres and NaN where unknown; if known.
     """
 
     tokens: Tensor

@@ -31,11 +31,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vismem.geometry import is_pose
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
 from vismem.memory.views import (
     SpatialConfig,
     SpatialSnapshot,
     View,
+    differences,
     place_of,
     signature_of,
 )
@@ -43,6 +45,7 @@ from vismem.memory.views import (
 __all__ = ["SpatialConfig", "SpatialMemory", "SpatialSnapshot", "View"]
 
 _NOWHERE = (0, 0, 0, -1)  # the place of a view without a pose
+_UNKNOWN = -1  # the nearest of a view, while nobody needs it
 
 
 class SpatialMemory(Memory):
@@ -69,6 +72,7 @@ class SpatialMemory(Memory):
     def reset(self) -> None:
         """Forget everything; the next write may be at any time."""
         self._rows = np.empty(0, self.config.row)
+        self._signatures = np.empty((0, self.config.signature_width), np.float32)
         self._tokens: tuple[Tensor, ...] = ()
         self._positions: tuple[Tensor | None, ...] = ()
         self._objects: tuple[tuple[int, ...], ...] = ()
@@ -79,7 +83,7 @@ class SpatialMemory(Memory):
     @property
     def nbytes(self) -> int:
         """Bytes of all views: tokens, positions, signatures and what else is known of them."""
-        return int(self._rows.nbytes + self._rows["bytes"].sum())
+        return self._bytes(self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -87,7 +91,12 @@ class SpatialMemory(Memory):
     def snapshot(self) -> SpatialSnapshot:
         """Share the views; nothing that a snapshot holds is ever changed."""
         return SpatialSnapshot(
-            self.config, self._rows, self._tokens, self._positions, self._objects
+            self.config,
+            self._rows,
+            self._signatures,
+            self._tokens,
+            self._positions,
+            self._objects,
         )
 
     # ------------------------------------------------------------------ writing
@@ -127,21 +136,21 @@ class SpatialMemory(Memory):
         Raises:
             ValueError: If anything does not fit or is not finite; the memory is then unchanged.
         """
-        row, cells, points, shown = self._checked(
+        row, look, cells, points, shown = self._checked(
             tokens, time, grid, pose, intrinsics, positions, signature, pointer, prompted, objects
         )
         if self.config.policy == "reservoir":
             draw = torch.rand((), dtype=torch.float64, generator=self._generator)
             row["draw"] = float(draw)
         self._writes, self._last = self._writes + 1, float(time)
-        if not self._holds(row, row.nbytes + int(row["bytes"][0])):
+        if not self._holds(row):
             return WriteReport(self.nbytes, dropped=1)
-        rank = self._ranks(row) if self._by_news else np.empty(0)
+        rank = self._ranks(row, look) if self._by_news else np.empty(0)
         alike = self._alike(row, rank, shown)
         if alike.any():
             self._see_again(int(np.argmin(np.where(alike, rank, math.inf))), float(time))
             return WriteReport(self.nbytes, merged=1)
-        self._add(row, rank, cells, points, shown)
+        self._add(row, look, rank, cells, points, shown)
         dropped = self._shrink()
         held = bool(len(self) and self._rows["source"][-1] == row["source"][0])
         return WriteReport(self.nbytes, boundary=held, dropped=dropped)
@@ -158,8 +167,8 @@ class SpatialMemory(Memory):
         pointer: Tensor | None,
         prompted: bool,
         objects: Iterable[int],
-    ) -> tuple[np.ndarray, Tensor, Tensor | None, tuple[int, ...]]:
-        """A view as it is stored: its row, tokens, positions and objects."""
+    ) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor | None, tuple[int, ...]]:
+        """A view as it is stored: its row, signature, tokens, positions and objects."""
         config = self.config
         last = self._last if self._writes else None
         check_write(tokens, time, config.token_dim, config.max_tokens, last)
@@ -189,35 +198,44 @@ class SpatialMemory(Memory):
         row["time"] = row["seen"] = time
         row["source"], row["weight"], row["prompted"] = self._writes, 1, prompted
         row["grid"], row["place"] = shape, _NOWHERE
-        row["rank"], row["nearest"] = math.inf, -1
+        row["rank"], row["nearest"] = math.inf, _UNKNOWN
         row["bytes"] = cells.nbytes + (0 if points is None else points.nbytes) + 8 * len(shown)
-        given = {"pose": pose, "intrinsics": intrinsics, "signature": signature, "pointer": pointer}
+        given = {"pose": pose, "intrinsics": intrinsics, "pointer": pointer}
         for name, value in given.items():
             row[name] = math.nan
             if value is not None:
                 row[name] = _finite(name, value, row[name].shape[1:], row.dtype[name].base)
+        look = _finite("signature", signature, (config.signature_width,), np.dtype("f4"))
         if pose is not None:
+            if not is_pose(row["pose"][0]):
+                raise ValueError("a pose is a rigid (4, 4) camera-to-world transform")
             row["place"] = place_of(row["pose"][0], config.place)
-        return row, cells, points, shown
+        return row, look, cells, points, shown
 
     @property
     def _by_news(self) -> bool:
         """Whether views are compared at all."""
         return self.config.policy in ("novelty", "place")
 
-    def _holds(self, rows: np.ndarray, nbytes: int) -> bool:
-        """Whether so many views of so many bytes are within the limits."""
+    def _bytes(self, rows: np.ndarray) -> int:
+        """Bytes of views: their rows, their signatures and what is ragged."""
+        signatures = len(rows) * self._signatures.itemsize * self._signatures.shape[1]
+        return int(rows.nbytes + signatures + rows["bytes"].sum())
+
+    def _holds(self, rows: np.ndarray) -> bool:
+        """Whether views are within the limits."""
         limit = 1 if self.config.policy == "last" else self.config.max_views
-        return nbytes <= self.budget.bytes and (limit is None or len(rows) <= limit)
+        few = limit is None or len(rows) <= limit
+        return few and self._bytes(rows) <= self.budget.bytes
 
     # ------------------------------------------------------------------ what is news
 
-    def _ranks(self, row: np.ndarray) -> np.ndarray:
+    def _ranks(self, row: np.ndarray, look: np.ndarray) -> np.ndarray:
         """How far a view is from each view held, ``(V,)``: below 1 in its place, else from 1 to 2.
 
         ``d / (1 + d)`` keeps the order of the mean absolute difference ``d`` of the signatures.
         """
-        away = np.abs(self._rows["signature"] - row["signature"]).mean(1, dtype=np.float64)
+        away = differences(self._signatures, look).astype(np.float64)
         return away / (1.0 + away) + (self._rows["place"] != row["place"]).any(1)
 
     def _alike(self, row: np.ndarray, rank: np.ndarray, shown: tuple[int, ...]) -> np.ndarray:
@@ -239,6 +257,7 @@ class SpatialMemory(Memory):
     def _add(
         self,
         row: np.ndarray,
+        look: np.ndarray,
         rank: np.ndarray,
         cells: Tensor,
         points: Tensor | None,
@@ -246,6 +265,7 @@ class SpatialMemory(Memory):
     ) -> None:
         """Hold a view, and let it and those held know their nearest."""
         self._rows = np.concatenate([self._rows, row])
+        self._signatures = np.concatenate([self._signatures, look[None]])
         if len(rank):
             # Of equals the newer is the nearest: it stays longer, and less is looked up again.
             closer = np.append(rank <= self._rows["rank"][:-1], False)
@@ -267,8 +287,15 @@ class SpatialMemory(Memory):
     def _shrink(self) -> int:
         """Give views up until the budget holds; how many."""
         dropped = 0
-        while not self._holds(self._rows, self.nbytes):
-            self._drop(self._least())
+        while not self._holds(self._rows):
+            number = self._least()
+            # Without its nearest a view's rank is too low, but not too high: it matters only here.
+            while self._by_news and self._rows["nearest"][number] == _UNKNOWN and len(self) > 1:
+                rank = self._ranks(self._rows[number : number + 1], self._signatures[number])
+                rank[number] = math.inf
+                self._look_up(number, rank)
+                number = self._least()
+            self._drop(number)
             dropped += 1
         return dropped
 
@@ -279,7 +306,7 @@ class SpatialMemory(Memory):
         protected = 2 * rows["prompted"].astype(np.int64)
         if policy == "last":
             protected[:] = 0
-        share = np.zeros(len(rows))
+        share = np.zeros(len(rows), np.int64)
         worth = source.astype(np.float64)
         if policy == "first_last":
             worth[0] = math.inf
@@ -312,16 +339,11 @@ class SpatialMemory(Memory):
         """Give a view up."""
         gone = self._rows["source"][number]
         self._rows = np.delete(self._rows, number)
+        self._signatures = np.delete(self._signatures, number, axis=0)
         for name in ("_tokens", "_positions", "_objects"):
             held = getattr(self, name)
             setattr(self, name, held[:number] + held[number + 1 :])
-        for orphan in np.flatnonzero(self._rows["nearest"] == gone).tolist():
-            rank = self._ranks(self._rows[orphan : orphan + 1])
-            rank[orphan] = math.inf
-            if len(rank) > 1:
-                self._look_up(orphan, rank)
-            else:
-                self._rows["rank"], self._rows["nearest"] = math.inf, -1
+        self._rows["nearest"][self._rows["nearest"] == gone] = _UNKNOWN
 
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget, at once; reports what that dropped."""
@@ -340,6 +362,7 @@ class SpatialMemory(Memory):
             "last": torch.tensor(self._last, dtype=torch.float64),
             "generator": self._generator.get_state(),
             "rows": torch.from_numpy(np.frombuffer(self._rows.tobytes(), np.uint8).copy()),
+            "signatures": torch.from_numpy(self._signatures.copy()),
             "tokens": torch.cat(
                 [torch.empty(0, config.token_dim, dtype=config.torch_dtype), *self._tokens]
             ),
@@ -362,6 +385,7 @@ class SpatialMemory(Memory):
             generator = torch.Generator()
             generator.set_state(state["generator"])
             rows = np.frombuffer(state["rows"].numpy().tobytes(), self._rows.dtype).copy()
+            signatures = state["signatures"].numpy().copy()
             counts = (rows["grid"][:, 0] * rows["grid"][:, 1]).tolist()
             located = state["located"].tolist()
             tokens = [part.clone() for part in state["tokens"].split(counts)]
@@ -377,9 +401,12 @@ class SpatialMemory(Memory):
             raise ValueError(f"the state does not fit together: {error}") from error
         if not len(rows) == len(objects) or any(t.dtype != self.config.torch_dtype for t in tokens):
             raise ValueError("the state does not fit together")
-        if not self._holds(rows, int(rows.nbytes + rows["bytes"].sum())):
+        if signatures.shape != (len(rows), self.config.signature_width):
+            raise ValueError("the state's signatures do not fit together")
+        if not self._holds(rows):
             raise ValueError(f"the state's {len(rows)} views are over the budget")
-        self._rows, self._writes, self._last, self._generator = rows, writes, last, generator
+        self._rows, self._signatures = rows, signatures
+        self._writes, self._last, self._generator = writes, last, generator
         self._tokens, self._objects = tuple(tokens), tuple(objects)
         self._positions = tuple(next(points) if known else None for known in located)
 

@@ -16,9 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vismem.geometry import project
 from vismem.memory.base import Recall
 
-__all__ = ["Policy", "SpatialConfig", "SpatialSnapshot", "View", "place_of", "signature_of"]
+__all__ = [
+    "Policy",
+    "SpatialConfig",
+    "SpatialSnapshot",
+    "View",
+    "differences",
+    "place_of",
+    "signature_of",
+]
 
 Policy = Literal["novelty", "place", "fifo", "first_last", "stride", "reservoir", "last"]
 
@@ -90,9 +99,13 @@ class SpatialConfig:
         return min(4, math.isqrt(self.max_tokens))
 
     @property
-    def row(self) -> np.dtype:
-        """What is known of a view beside its tokens, their positions and its objects."""
-        width = self.signature_dim or self.blocks**2 * self.token_dim
+    def signature_width(self) -> int:
+        """Width S of a signature, given or made of tokens."""
+        return self.signature_dim or self.blocks**2 * self.token_dim
+
+    @property
+    def row(self) -> np.dtype[np.void]:
+        """What is known of a view in so many numbers; the rest are columns and ragged."""
         return np.dtype(
             [
                 ("time", "f8"),
@@ -104,12 +117,11 @@ class SpatialConfig:
                 ("place", "i8", 4),
                 ("pose", "f8", (4, 4)),
                 ("intrinsics", "f8", (3, 3)),
-                ("signature", "f4", (width,)),
                 ("pointer", "f4", (self.pointer_dim,)),
                 ("bytes", "i8"),  # of what is not in the row
                 ("draw", "f8"),  # of the reservoir
-                ("rank", "f8"),  # how far the nearest other view is
-                ("nearest", "i8"),  # and the number of its write
+                ("rank", "f8"),  # how far the nearest other view is, at least
+                ("nearest", "i8"),  # and the number of its write, or -1
             ]
         )
 
@@ -207,12 +219,18 @@ def signature_of(tokens: Tensor, grid: tuple[int, int], blocks: int) -> Tensor:
     return means / means.square().mean().sqrt().clamp(min=1e-12)
 
 
+def differences(signatures: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Mean absolute difference of each signature ``(V, S)`` from another ``(S,)``."""
+    return np.abs(signatures - other).mean(1)
+
+
 class SpatialSnapshot:
     """An immutable view of a `SpatialMemory`: all its views in time order.
 
     Args:
         config: Of the memory.
         rows: ``(V,)`` of `SpatialConfig.row`.
+        signatures: ``(V, S)`` float32.
         tokens: ``(N, D)`` a view.
         positions: ``(N, 3)`` a view, or ``None``.
         objects: Numbers a view.
@@ -222,12 +240,14 @@ class SpatialSnapshot:
         self,
         config: SpatialConfig,
         rows: np.ndarray,
+        signatures: np.ndarray,
         tokens: Sequence[Tensor],
         positions: Sequence[Tensor | None],
         objects: Sequence[tuple[int, ...]],
     ):
         self.config = config
         self.rows = rows
+        self.signatures = signatures
         self.tokens = tuple(tokens)
         self.positions = tuple(positions)
         self.objects = tuple(objects)
@@ -256,7 +276,7 @@ class SpatialSnapshot:
             positions=self.positions[number],
             pose=known("pose"),
             intrinsics=known("intrinsics"),
-            signature=torch.from_numpy(row["signature"].copy()),
+            signature=torch.from_numpy(self.signatures[number].copy()),
             pointer=known("pointer"),
             prompted=bool(row["prompted"]),
             place=tuple(row["place"].tolist()) if row["place"][3] >= 0 else None,
@@ -294,18 +314,17 @@ class SpatialSnapshot:
             mean absolute difference of signatures.
 
         Raises:
-            ValueError: If the query's width is not the signature's.
+            ValueError: If the query's width is not the signature's, or the pose is not rigid.
         """
         kept = [self._kept(number, near, sees) for number in range(len(self))]
         counts = np.array([int(rows.sum()) for rows in kept], np.int64)
         scores = np.zeros(len(self), np.float32)
         order = np.arange(len(self))[::-1]  # latest first
         if query is not None:
-            width = self.rows.dtype["signature"].shape
-            if tuple(query.shape) != width:
-                raise ValueError(f"a query must be {width}, not {tuple(query.shape)}")
-            wanted = query.detach().to("cpu", torch.float32).numpy()
-            scores = -np.abs(self.rows["signature"] - wanted).mean(1, dtype=np.float64)
+            if tuple(query.shape) != (self.config.signature_width,):
+                width = self.config.signature_width
+                raise ValueError(f"a query must be ({width},), not {tuple(query.shape)}")
+            scores = -differences(self.signatures, query.detach().to("cpu", torch.float32).numpy())
             order = order[np.argsort(-scores[order], kind="stable")]
         order = order[counts[order] > 0][:views]
         if tokens is not None:
@@ -325,7 +344,7 @@ class SpatialSnapshot:
             tokens=torch.cat([empty, *held]),
             times=spread(self.rows["time"][chosen]),
             weights=spread(self.rows["weight"][chosen]),
-            scores=spread(scores[chosen].astype(np.float32)),
+            scores=spread(scores[chosen]),
             sources=spread(self.rows["source"][chosen]),
             positions=positions,
         )
@@ -344,10 +363,11 @@ class SpatialSnapshot:
             away = self._positions(number) - torch.as_tensor(point, dtype=torch.float32)
             kept &= away.norm(dim=1) <= metres
         if sees is not None:
-            pose, intrinsics, (width, height) = sees
-            to_world = torch.as_tensor(pose, dtype=torch.float64)
-            place = self._positions(number).double() - to_world[:3, 3]
-            ray = place @ to_world[:3, :3] @ torch.as_tensor(intrinsics, dtype=torch.float64).T
-            x, y = (ray[:, :2] / ray[:, 2:]).T
-            kept &= (ray[:, 2] > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            pose, intrinsics, size = sees
+            pixels, _ = project(
+                self._positions(number).numpy(), np.asarray(intrinsics), np.asarray(pose)
+            )
+            # A pixel's number is its centre; what is behind the camera is NaN.
+            inside = ((pixels >= -0.5) & (pixels < np.array(size) - 0.5)).all(1)
+            kept &= torch.from_numpy(inside)
         return kept
