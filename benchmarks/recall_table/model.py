@@ -15,12 +15,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from policies import WIDTH
-from tasks import BLOCKS, CELLS, HUES
+from tasks import CELLS, HUES
 from torch import Tensor, nn
 
 __all__ = ["Answer", "FrameGRU", "Reader"]
 
 REACH, BINS = 0.42, 14  # the workspace is this far from its middle, in bins of 6 cm
+MAP = BINS**2 + 2  # the bins, outside of them, and no match at all
 
 
 class Answer(NamedTuple):
@@ -81,7 +82,7 @@ class Reader(nn.Module):
         self.gate = nn.Linear(width, heads)
         self.match = nn.Parameter(torch.full((heads,), 0.5))
         self.doubt = nn.Parameter(torch.full((heads,), -1.5))
-        self.head = _Head(heads * (BINS**2 + 2), answers)
+        self.head = _Head(heads * MAP, answers)
 
     def cells(self, tokens: Tensor) -> Tensor:
         """Features of all cells of views: `(F, 64, 48)` to `(F, 64, width)`."""
@@ -89,36 +90,41 @@ class Reader(nn.Module):
         square = x.transpose(1, 2).unflatten(2, (CELLS, CELLS))
         return x + F.gelu(self.context(square)).flatten(2).transpose(1, 2)
 
-    def forward(self, tokens: Tensor, positions: Tensor, held: Tensor, query: Tensor) -> Answer:
-        """Answer from what a bank holds.
+    def maps(self, tokens: Tensor, positions: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """What each view says by itself.
 
         Args:
-            tokens: `(B, V, 64, 48)` in time order.
+            tokens: `(B, V, 64, 48)`.
             positions: `(B, V, 64, 3)` metres.
-            held: `(B, V)`, False where there is no view.
             query: `(B,)`, the colour that is asked for.
+
+        Returns:
+            Where the attention of each head falls, `(B, V, H, M)`, and how much the view matters to
+            it, `(B, V, H)` logits.
         """
-        b, v, n, _ = tokens.shape
+        b, v, _, _ = tokens.shape
         x = self.cells(tokens.flatten(0, 1)).unflatten(0, (b, v))
         key = self.key(x).unflatten(3, (self.heads, -1))
         asked = self.query(query).unflatten(1, (self.heads, -1))
         logits = torch.einsum("bvnhd,bhd->bvhn", key, asked) / key.shape[-1] ** 0.5
-        # A cell that is not there takes what matches nothing: its logit is 0.
+        # What matches nothing falls beside the map: a cell that is not there, of logit 0.
         within = F.softmax(F.pad(logits, (0, 1)), dim=3)
-        matched = logits.logsumexp(3)
-        gate = self.gate(x.mean(2)) + self.match * matched + self.doubt
+        gate = self.gate(x.mean(2)) + self.match * logits.logsumexp(3) + self.doubt
+        where = F.pad(_bins(positions), (0, 1), value=BINS**2 + 1)
+        heat = within.new_zeros(b, v, self.heads, MAP)
+        heat.scatter_add_(3, where[:, :, None].expand_as(within), within)
+        return heat, gate
+
+    def forward(self, tokens: Tensor, positions: Tensor, held: Tensor, query: Tensor) -> Answer:
+        """Answer from the views of a bank, in time order, where `held` `(B, V)`; see `maps`."""
+        heat, gate = self.maps(tokens, positions, query)
         gate = torch.where(held[..., None], gate, -30.0)
         taken, left = F.logsigmoid(gate), F.logsigmoid(-gate)
         half = self.heads // 2
         newer = left.flip(1).cumsum(1).flip(1) - left
         older = left.cumsum(1) - left
         share = (taken + torch.cat([newer[..., :half], older[..., half:]], 2)).exp()
-        weight = share[..., None] * within  # (B, V, H, 65)
-        heat = weight.new_zeros(b, self.heads, BINS**2 + 2)
-        where = _bins(positions)[:, :, None].expand(-1, -1, self.heads, -1)
-        where = F.pad(where, (0, 1), value=BINS**2 + 1)
-        heat.scatter_add_(2, where.transpose(1, 2).flatten(2), weight.transpose(1, 2).flatten(2))
-        return self.head(heat.flatten(1))
+        return self.head(torch.einsum("bvh,bvhm->bhm", share, heat).flatten(1))
 
 
 def _bins(positions: Tensor) -> Tensor:
@@ -130,17 +136,23 @@ def _bins(positions: Tensor) -> Tensor:
 
 
 class FrameGRU(nn.Module):
-    """No bank: a recurrent state over block means of every frame."""
+    """No bank: a recurrent state over what a trained reader sees in every frame.
 
-    def __init__(self, answers: int, width: int = 128):
+    It is given more than a bank is: the question before the first frame.
+
+    Args:
+        answers: How many there are to choose from.
+        heads: Of the reader.
+        width: Of the state.
+    """
+
+    def __init__(self, answers: int, heads: int = 4, width: int = 128):
         super().__init__()
-        self.frame = nn.Linear(3 * BLOCKS**2, width)
+        self.frame = nn.Linear(heads * (MAP + 1), width)
         self.state = nn.GRU(width, width, batch_first=True)
-        self.query = nn.Embedding(len(HUES), width)
-        self.head = _Head(2 * width, answers)
+        self.head = _Head(width, answers)
 
-    def forward(self, frames: Tensor, lengths: Tensor, query: Tensor) -> Answer:
-        """Answer after frames `(B, T, 768)` of which `(B,)` are there."""
-        out, _ = self.state(F.gelu(self.frame(frames * 2 - 1)))
-        last = out[torch.arange(len(out), device=out.device), lengths - 1]
-        return self.head(torch.cat([last, self.query(query)], 1))
+    def forward(self, maps: Tensor, lengths: Tensor) -> Answer:
+        """Answer after maps and gates `(B, T, H * (M + 1))` of which `(B,)` are there."""
+        out, _ = self.state(F.gelu(self.frame(maps)))
+        return self.head(out[torch.arange(len(out), device=out.device), lengths - 1])

@@ -55,6 +55,7 @@ SHAPES: Mapping[str, str] = {
 PITCH = 0.18  # metres from a slot's middle to the next
 CUP = (0.065, 0.12)  # half width and height of a cup
 AWAY = (0.0, 0.0, -2.0)  # where a hidden part waits, below the floor
+FAR = 10.0  # metres to the side, where it waits if it has weight
 RAIL = 0.24  # how far a drawer slides out
 _TO_OPENCV = np.diag([1.0, -1.0, -1.0])  # MuJoCo's cameras look along -z, with y up
 
@@ -276,6 +277,8 @@ class Table:
         else:
             start = self.model.joint(body.jntadr[0]).qposadr[0]
             speed = self.model.joint(body.jntadr[0]).dofadr[0]
+            # The floor would throw out what is put below it: what is away stands far away.
+            xyz = xyz if xyz[2] >= 0 else (FAR + body.id, 0.0, 0.2)
             self.data.qpos[start : start + 7] = (*xyz, 1, 0, 0, 0)
             self.data.qvel[speed : speed + 6] = 0
 
@@ -419,7 +422,7 @@ class Table:
             found = {name: tuple(self.data.body(name).xpos.tolist()) for name in self.objects}
         else:
             found = self._at
-        return {name: xyz for name, xyz in found.items() if xyz[2] > 0}
+        return {name: xyz for name, xyz in found.items() if xyz[2] > 0 and xyz[0] < FAR / 2}
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ __all__ = ["DELAYS", "FAMILIES", "Data", "Episode", "Family", "Shots", "generate
 DELAYS = (0, 8, 32, 128, 512)
 TRAIN_DELAYS = (0, 8, 32)
 AFTER = 2  # covered frames between the cue and the delay
+BEFORE = 6  # covered frames before the cue at most; 0 to so many
 SIDE, CELLS, PATCH = 32, 8, 4  # a stored picture is 32 x 32 pixels, 8 x 8 patches of 4 x 4
 BLOCKS = 16  # a side, of the picture that novelty compares
 HUES = ("red", "green", "blue", "yellow", "purple", "cyan")
@@ -130,7 +131,7 @@ class PutBack(Family):
 
     def play(self, table, content):
         block = self.things[0].name
-        yield Step("before", 3)
+        yield Step("before")
         table.place(block, content.hidden["slot"])
         yield Step("cue", 3)
         x, y, z = table.slots[content.hidden["slot"]]
@@ -158,7 +159,7 @@ class Reopen(Family):
         return {"drawer": answer}, ()
 
     def play(self, table, content):
-        yield Step("before", 3)
+        yield Step("before")
         table.drawer(content.hidden["drawer"], True)
         yield Step("cue", 4)
         table.drawer(content.hidden["drawer"], False)
@@ -182,7 +183,7 @@ class Rearrange(Family):
         return {"still": self.sides[answer], "free": self.sides[1 - answer]}, ()
 
     def play(self, table, content):
-        yield Step("before", 3)
+        yield Step("before")
         table.place("one", content.hidden["still"])
         table.place("two", 4)
         yield Step("cue", 3)
@@ -223,7 +224,7 @@ class FindHidden(Family):
     def play(self, table, content):
         self.lay(table, content, content.hidden["slots"])
         self.cover(table)
-        yield Step("before", 3)
+        yield Step("before")
         self.show(table)
         yield Step("cue", 4)
         self.cover(table)
@@ -242,7 +243,7 @@ class Update(FindHidden):
     def play(self, table, content):
         self.lay(table, content, content.hidden["slots"])
         self.cover(table)
-        yield Step("before", 3)
+        yield Step("before")
         for slot in (None, *content.hidden["moves"]):
             if slot is not None:
                 table.place(HUES[content.query], slot)
@@ -272,7 +273,7 @@ class Swap(FindHidden):
         at = list(content.hidden["slots"])
         self.lay(table, content, at)
         self.cover(table)
-        yield Step("before", 3)
+        yield Step("before")
         self.show(table)
         yield Step("cue", 4)
         self.cover(table)
@@ -314,7 +315,7 @@ class Sweep(FindHidden):
     def play(self, table, content):
         self.lay(table, content, content.hidden["slots"])
         self.cover(table)
-        yield Step("before", 3)
+        yield Step("before")
         self.show(table)
         yield Step("cue", 9)
         self.cover(table)
@@ -344,7 +345,7 @@ class Absent(FindHidden):
     def play(self, table, content):
         self.lay(table, content, content.hidden["slots"])
         self.cover(table)
-        yield Step("before", 2)
+        yield Step("before")
         self.show(table)
         yield Step("cue", 3)
         yield Step("away", 4)
@@ -448,6 +449,7 @@ class Data:
         for label, taken in (*episode.steps, ("rest", delay), ("query", 1)):
             if isinstance(taken, int):
                 clip = self.clips[label]
+                taken = int(rng.integers(BEFORE + 1)) if label == "before" else taken
                 start = int(rng.integers(len(clip) - taken + 1))
                 taken = tuple(clip[start : start + taken].tolist())
             frames += taken

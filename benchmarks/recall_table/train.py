@@ -53,7 +53,6 @@ class Frames:
         self.tokens_cpu = tokens_of(self.data)
         self.tokens = self.tokens_cpu.to(self.device)
         self.positions = torch.from_numpy(self.data.positions).to(self.device)
-        self.signatures = torch.from_numpy(self.data.signatures).to(self.device)
         self.query = torch.tensor([e.content.query for e in episodes]).to(self.device)
         self.answer = torch.tensor([e.content.answer for e in episodes]).to(self.device)
         self.xyz = torch.tensor(np.stack([e.xyz for e in episodes])).float().to(self.device)
@@ -116,22 +115,32 @@ def train_reader(frames: Frames, effort: Effort, seed: int) -> Reader:
     return reader.eval()
 
 
-def _sequence(frames: Frames, shots: Tensor) -> tuple[Tensor, Tensor]:
-    shots = shots.to(frames.device)
-    return frames.signatures[shots.clamp(min=0)], (shots >= 0).sum(1)
+@torch.no_grad()
+def _watch(frames: Frames, reader: Reader, shots: Tensor, numbers: np.ndarray) -> Tensor:
+    """What a reader sees in every frame `(E, T)`: maps and gates, `(E, T, H * (M + 1))`."""
+    parts = []
+    for i, row in zip(numbers.tolist(), shots.clamp(min=0).to(frames.device), strict=True):
+        unique, back = row.unique(return_inverse=True)
+        heat, gate = reader.maps(
+            frames.tokens[unique][None], frames.positions[unique][None], frames.query[i : i + 1]
+        )
+        parts.append(torch.cat([heat, gate.sigmoid()[..., None]], 3)[0, back].flatten(1))
+    return torch.stack(parts)
 
 
-def train_gru(frames: Frames, effort: Effort, seed: int) -> FrameGRU:
-    """Train the network without a bank on every frame."""
+def train_gru(frames: Frames, reader: Reader, effort: Effort, seed: int) -> FrameGRU:
+    """Train the network without a bank on every frame, as a trained reader sees them."""
     rng = np.random.default_rng([seed, 23])
     count = len(frames.data.episodes)
-    delays = rng.choice(TRAIN_DELAYS, count)
-    shots = frames.fill(ALL_FRAMES, np.arange(count), delays).shots
+    every = np.arange(count)
+    shots = frames.fill(ALL_FRAMES, every, rng.choice(TRAIN_DELAYS, count)).shots
+    maps = _watch(frames, reader, shots, every).half()
+    lengths = (shots >= 0).sum(1).to(frames.device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = FrameGRU(frames.data.family.answers).to(frames.device)
     for numbers in _steps(model, effort, effort.gru_epochs, count, seed):
-        answer = model(*_sequence(frames, shots[numbers]), frames.query[numbers])
+        answer = model(maps[numbers].float(), lengths[numbers])
         answer.loss(frames.answer[numbers], frames.xyz[numbers]).backward()
     return model.eval()
 
@@ -150,10 +159,13 @@ def ask(
 
 
 @torch.no_grad()
-def ask_gru(frames: Frames, model: FrameGRU, shots: Tensor, numbers: np.ndarray) -> Answer:
+def ask_gru(
+    frames: Frames, reader: Reader, model: FrameGRU, shots: Tensor, numbers: np.ndarray
+) -> Answer:
     """Answers of the network without a bank after all frames `(E, T)`."""
-    parts = [
-        model(*_sequence(frames, shots[i : i + 64]), frames.query[numbers[i : i + 64]])
-        for i in range(0, len(numbers), 64)
-    ]
+    parts = []
+    for i in range(0, len(numbers), 16):
+        part = shots[i : i + 16]
+        lengths = (part >= 0).sum(1).to(frames.device)
+        parts.append(model(_watch(frames, reader, part, numbers[i : i + 16]), lengths))
     return Answer(*map(torch.cat, zip(*parts, strict=True)))
