@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from ..best import best
 
 CHUNK = 2**17  # numbers; half a megabyte of float32
 
@@ -30,29 +33,7 @@ def block_topk(
     scores = block_scores(query, reps, rule)
     if valid is not None:
         scores = scores.masked_fill(~valid, float("-inf"))
-    # Whole numbers that order as the scores, then by the lower row: `topk` breaks ties freely.
-    count = scores.shape[0]
-    rows = torch.arange(count, device=scores.device)
-    best = torch.topk(packed(scores, rows), min(k, count)).values
-    found = scores.new_full((k,), float("-inf")), rows.new_full((k,), -1)
-    values, chosen = unpacked(best)
-    found[0][: len(best)] = values
-    found[1][: len(best)] = chosen.masked_fill(values == float("-inf"), -1)
-    return found
-
-
-LAST = 0x7FFFFFFF
-
-
-def packed(scores: Tensor, rows: Tensor) -> Tensor:
-    """Scores and rows as one int64 each, larger for higher scores, then for lower rows."""
-    bits = (scores + 0.0).view(torch.int32)  # zero has one sign
-    ordered = torch.where(bits < 0, bits ^ LAST, bits).long()
-    return (ordered << 32) | (LAST - rows)
-
-
-def unpacked(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and rows of `packed`."""
-    ordered = (keys >> 32).int()
-    bits = torch.where(ordered < 0, ordered ^ LAST, ordered)
-    return bits.view(torch.float32), LAST - (keys & LAST)
+    found, rows = best(scores[None], min(k, len(scores)))
+    rows = rows.masked_fill(found == float("-inf"), -1)
+    short = k - found.shape[1]
+    return pad(found, (0, short), value=float("-inf"))[0], pad(rows, (0, short), value=-1)[0]

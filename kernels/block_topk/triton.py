@@ -11,9 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..best import places
+from ..best import scores as scores_of
 from ..launch import launch
 from .configs import config
-from .cpu import unpacked
 
 LAST = tl.constexpr(0x7FFFFFFF)
 NONE = tl.constexpr(-(2**63))
@@ -102,7 +103,7 @@ def run(
         keys, count = best, tiles * k
         if tiles == 1:
             break
-    values, rows = unpacked(keys)
+    values, rows = scores_of(keys), places(keys)
     none = keys == NONE.value
     return values.masked_fill(none, float("-inf")), rows.masked_fill(none, -1)
 

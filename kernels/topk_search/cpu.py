@@ -12,12 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..best import GROUP, best, first
 from ..product import bfloat16_is_fast, products
-from .keys import keys
 
 CHUNK = 1 << 20  # numbers converted to float32 at once; 4 MB
 SCORES = 1 << 22  # at once, 16 MB
-GROUP = 64  # rows
 LEVELS = 127  # of int8, to each side
 
 
@@ -30,16 +29,16 @@ def topk_search(bank: Tensor, query: Tensor, k: int, scale: Tensor | None) -> tu
 
 def _search(bank: Tensor, query: Tensor, k: int, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     size = max(GROUP, SCORES // max(1, len(query)))
-    best = [(query.new_empty(len(query), 0).float(), query.new_empty(len(query), 0).long())]
+    found = [(query.new_empty(len(query), 0).float(), query.new_empty(len(query), 0).long())]
     for start in range(0, len(bank), size):
         here = slice(start, start + size)
         part = None if scale is None else scale[here].float()
         scores, rows = _best_of_part(bank[here], query, k, part)
-        best.append((scores, rows + start))
-    if len(best) == 2:
-        return best[1]
-    scores, rows = (torch.cat(parts, 1) for parts in zip(*best, strict=True))
-    return _first(scores, rows, k)
+        found.append((scores, rows + start))
+    if len(found) == 2:
+        return found[1]
+    scores, rows = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+    return first(scores, rows, k)
 
 
 def _best_of_part(
@@ -48,19 +47,19 @@ def _best_of_part(
     proposals = k + k // 2 + 8
     proposed = _propose(bank, query, scale) if len(bank) > 8 * proposals else None
     if proposed is None:
-        return _best(_scores(bank, query, scale), k)
+        return best(_scores(bank, query, scale), k)
     rough, error = proposed
-    rough, rows = _best(rough, proposals)
+    rough, rows = best(rough, proposals)
     taken = bank.index_select(0, rows.flatten()).float().unflatten(0, rows.shape)
     scores = torch.bmm(taken, query.float()[:, :, None])[..., 0]
     if scale is not None:
         scores *= scale[rows]
-    scores, rows = _first(scores, rows, k)
+    scores, rows = first(scores, rows, k)
     # The last of the proposals bounds all that were not proposed. What is not a number is a doubt.
     last = rough[:, -1]
     doubt = torch.nonzero(~(scores[:, -1] > last + error(last)))[:, 0]
     if len(doubt):
-        scores[doubt], rows[doubt] = _best(_scores(bank, query[doubt], scale), k)
+        scores[doubt], rows[doubt] = best(_scores(bank, query[doubt], scale), k)
     return scores, rows
 
 
@@ -97,35 +96,6 @@ def _scores(bank: Tensor, query: Tensor, scale: Tensor | None) -> Tensor:
         here = slice(start, start + size)
         scores[:, here] = products(query, bank[here].to(exact))
     return (scores if scale is None else scores.mul_(scale)).float()
-
-
-def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` best of each row ``(Q, M)`` and where they are, the first of equals first.
-
-    A group whose largest is not among the ``k`` largest of all groups has none of them.
-    """
-    count = scores.shape[1]
-    if count < 4 * k * GROUP:
-        where = torch.arange(count, device=scores.device)
-        return _first(scores, where.expand(scores.shape), k)
-    whole = count - count % GROUP
-    largest = scores[:, :whole].unflatten(1, (-1, GROUP)).amax(2)
-    if whole < count:
-        largest = torch.cat([largest, scores[:, whole:].amax(1, keepdim=True)], 1)
-    groups = _first(largest, torch.arange(largest.shape[1], device=scores.device), k)[1]
-    # In order, so that of the rows behind the end only copies of the last one are there.
-    members = groups[:, :, None] * GROUP + torch.arange(GROUP, device=scores.device)
-    members = members.flatten(1)
-    beyond = members >= count
-    members = members.clamp_max(count - 1)
-    found = scores.gather(1, members).masked_fill_(beyond, -torch.inf)
-    return _first(found, torch.where(beyond, members + 1, members), k)
-
-
-def _first(scores: Tensor, where: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The ``k`` best of scores that belong to some places, the lowest place of equals first."""
-    best = keys(scores, where).topk(min(k, scores.shape[1]), 1).indices
-    return scores.gather(1, best), where.expand(scores.shape).gather(1, best)
 
 
 @torch.library.custom_op("vismem::topk_search_torch", mutates_args=())

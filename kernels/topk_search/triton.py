@@ -12,15 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..best import places
+from ..best import scores as scores_of
 from ..launch import launch
 from . import configs
-from .keys import places
-from .keys import scores as scores_of
 
 
 @triton.jit
 def _keys(scores, place):
-    """As `keys.keys`: ordered scores above, and how far the place is from the last one."""
+    """As `best.keys`: ordered scores above, and how far the place is from the last one."""
     bits = tl.where(scores == 0.0, 0.0, scores).to(tl.int32, bitcast=True)
     bits = tl.where(scores == scores, bits, 0x7FC00000)  # not a number is the largest
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)

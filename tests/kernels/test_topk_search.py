@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from vismem.kernels.topk_search import cpu, keys, reference, topk_search
+from vismem.kernels import best
+from vismem.kernels.topk_search import cpu, reference, topk_search
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -179,10 +180,10 @@ def test_what_is_not_a_number_is_the_largest(rows: int, dtype: torch.dtype) -> N
 @given(st.lists(st.floats(width=32), min_size=1, max_size=20))
 def test_keys_sort_as_scores_do(values: list[float]) -> None:
     scores, where = torch.tensor(values), torch.arange(len(values))
-    made = keys.keys(scores, where)
+    made = best.keys(scores, where)
     order = made.sort(descending=True).values
     expected = torch.sort(scores.nan_to_num(nan=torch.inf), descending=True, stable=True)
-    places, found = keys.places(order), keys.scores(order)
+    places, found = best.places(order), best.scores(order)
     assert torch.equal(found.nan_to_num(nan=torch.inf) + 0, expected.values + 0)
     numbers = ~scores.isnan()[places]
     assert not numbers.any() or not (~numbers[numbers.nonzero()[0, 0] :]).any()  # NaN come first

@@ -14,6 +14,7 @@ PLANTED = [
     (KERNEL, "(batch * count + row.to(tl.int64))", "(row.to(tl.int64))"),
     (KERNEL, "rows.masked_fill(none, -1)", "rows"),
     (CPU, "most @ up + least @ down", "least @ up + most @ down"),
-    (CPU, "(LAST - rows)", "rows"),
-    (CPU, "(scores + 0.0)", "scores"),
+    ("kernels/best.py", "<< 32) | (LAST - places)", "<< 32) | places"),
+    ("kernels/best.py", "torch.where(scores == 0, 0.0, scores).view", "scores.view"),
+    (CPU, 'masked_fill(found == float("-inf"), -1)', 'masked_fill(found == 0, -1)'),
 ]

@@ -3,7 +3,7 @@
 TESTS = ["tests/kernels/test_topk_search_triton.py", "tests/kernels/test_topk_search.py"]
 KERNEL = "kernels/topk_search/triton.py"
 TORCH = "kernels/topk_search/cpu.py"
-KEYS = "kernels/topk_search/keys.py"
+KEYS = "kernels/best.py"
 PLANTED = [
     (KERNEL, 'tl.where(there[None], scores, float("-inf"))', "scores"),
     (KERNEL, "tl.trans(rows), scores, input", "tl.trans(rows), input"),
@@ -26,8 +26,8 @@ PLANTED = [
     (KERNEL, "kept = min(k, groups)", "kept = min(max(1, k - 1), groups)"),
     (TORCH, "scores[:, -1] > last + error(last)", "scores[:, -1] > -torch.inf"),
     (TORCH, "scores[:, -1] > last + error(last)", "scores[:, -1] > last"),
-    (TORCH, "scores[:, whole:].amax(1", "scores[:, :1].amax(1"),
-    (TORCH, "best.append((scores, rows + start))", "best.append((scores, rows))"),
+    (KEYS, "scores[:, whole:].amax(1", "scores[:, :1].amax(1"),
+    (TORCH, "found.append((scores, rows + start))", "found.append((scores, rows))"),
     (TORCH, "1 / (2 * LEVELS)", "1 / LEVELS"),
     (TORCH, "        scores *= scale[rows]\n", "        scores *= scale[0]\n"),
     (TORCH, "else scores.mul_(scale)", "else scores"),
