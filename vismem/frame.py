@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vismem.geometry import check_intrinsics
+
 __all__ = ["Frame", "as_rgb"]
 
 
@@ -50,6 +52,8 @@ class Frame:
     def owned(self) -> Frame:
         """Check the frame, and copy what its source may change while the frame waits.
 
+        Depth that is not of the picture's size, and intrinsics that are no camera's, are left out.
+
         Raises:
             ValueError: If it holds no picture or no time, or its pose is not ``(4, 4)``.
         """
@@ -65,7 +69,17 @@ class Frame:
         pose = None if self.pose is None else np.array(self.pose, np.float64)
         if pose is not None and pose.shape != (4, 4):
             raise ValueError(f"a pose is (4, 4) camera-to-world, not {pose.shape}")
-        return Frame(image, timestamp, self.stream, self.index, pose)
+        depth = None if self.depth is None else np.array(self.depth)
+        if depth is not None:
+            fits = depth.shape == image.shape[:2] and depth.dtype.kind == "f"
+            depth = depth.astype(np.float32) if fits else None  # metres
+        intrinsics = self.intrinsics
+        if intrinsics is not None:
+            try:
+                intrinsics = check_intrinsics(intrinsics, image.shape[1], image.shape[0]).copy()
+            except (TypeError, ValueError):
+                intrinsics = None
+        return Frame(image, timestamp, self.stream, self.index, pose, depth, intrinsics)
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vismem.encoders.base import Encoding
+from vismem.encoders.objects import find_objects
 from vismem.frame import Frame
 from vismem.memory.open_moment import bytes_tensor
 from vismem.store import Event
@@ -29,7 +30,8 @@ def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[st
     """Put together what is kept of an encoded frame.
 
     Args:
-        frame: Gives the pose, if it is finite, and the thumbnail.
+        frame: Gives the pose, if it is finite, the thumbnail, and the things that it shows where
+            there are depth and intrinsics as well.
         encoding: Gives tokens, embedding and labels.
         max_thumbnail: Bytes that the thumbnail may have.
 
@@ -44,6 +46,8 @@ def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[st
     }
     if frame.pose is not None and np.isfinite(frame.pose).all():
         tensors["pose"] = torch.from_numpy(np.asarray(frame.pose, np.float32))
+    if (things := find_objects(frame, encoding.labels)) is not None:
+        tensors |= {f"object.{name}": value for name, value in things.tensors().items()}
     if encoding.labels is not None:
         labels = encoding.labels
         tensors |= {

@@ -23,6 +23,7 @@ from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame
 from vismem.heads.answer import THRESHOLD, Answer, answer, asked_span
+from vismem.heads.locate import asks_where, with_places
 from vismem.heads.nearest import nearest_by
 from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall, WriteReport
@@ -327,10 +328,14 @@ class VisualMemory(Closeable):
         if self.model:
             _ = self.model.llm  # loaded here, where the caller learns what is wrong with it
         try:
-            frame = frame.owned()
+            owned = frame.owned()
         except ValueError:
             self.stats.refused += 1
             raise
+        for name in ("depth", "intrinsics"):
+            if getattr(frame, name) is not None and getattr(owned, name) is None:
+                self._note(f"{frame.stream}: {name} left out, wrong shape or numbers")
+        frame = owned
         if self._writer.put(frame, block=block):
             return True
         self.stats.dropped += 1
@@ -595,6 +600,7 @@ class VisualMemory(Closeable):
         streams = self._streams
         with streams.lock:  # all of the same instant
             snapshots, views, facts = streams.snapshots(), streams.visual(), streams.describe()
+            things = streams.world.snapshot()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = None
         if index := self._index:
@@ -608,6 +614,8 @@ class VisualMemory(Closeable):
             memory=facts,
             nearest=nearest,
         )
+        if asks_where(question):
+            found = with_places(found, things, self.encoder, threshold=threshold)
         if not (self.model and words):
             return found
         newest = facts["span"][1] if facts["span"] else 0.0

@@ -16,6 +16,7 @@ from vismem.memory.slots import SlotSnapshot
 from vismem.stats import Stats
 from vismem.store import MemoryStore, SegmentData
 from vismem.stream_memory import StreamMemory
+from vismem.world import World
 
 __all__ = ["StreamSet"]
 
@@ -32,12 +33,14 @@ class StreamSet(Mapping[str, StreamMemory]):
     Attributes:
         lock: Held for the moment of a write or a snapshot.
         frames: Written in the whole life of the memory.
+        world: Things that frames with depth and pose showed, of all streams.
     """
 
     def __init__(self, budget: int, sizes: EpisodicConfig, policy: str, stats: Stats) -> None:
         self.budget, self.sizes, self.policy, self.stats = budget, sizes, policy, stats
         self.lock = threading.RLock()
         self.frames = 0
+        self.world = World()
         self._streams: dict[str, StreamMemory] = {}
 
     def __getitem__(self, name: str) -> StreamMemory:
@@ -63,13 +66,17 @@ class StreamSet(Mapping[str, StreamMemory]):
         return StreamMemory(name, self.sizes, self.policy, clock)
 
     def _share_budget(self) -> None:
+        left = self.budget - self.world.budget
         for stream in self._streams.values():
-            self.count(stream.set_budget(self.budget // len(self._streams)))
+            self.count(stream.set_budget(left // len(self._streams)))
 
     def remember(self, name: str, time: float, tensors: Mapping[str, Tensor]) -> None:
         """Take one frame; see `StreamMemory.write`."""
         stream = self.take(name)
         with self.lock:
+            if self.world.begin(self.budget, tensors):
+                self._share_budget()
+            self.world.write(time, tensors)
             report = stream.write(time, tensors)
             self.frames += 1
         self.count(report)
@@ -82,9 +89,11 @@ class StreamSet(Mapping[str, StreamMemory]):
         """
         other = StreamSet(budget, self.sizes, policy, self.stats)
         other.frames = self.frames
+        other.world = self.world.changed(budget)
+        left = budget - other.world.budget
         merged = dropped = 0
         for name, stream in self.items():
-            other._streams[name], report = stream.changed(budget // len(self), policy)
+            other._streams[name], report = stream.changed(left // len(self), policy)
             merged, dropped = merged + report.merged, dropped + report.dropped
         return other, WriteReport(other.nbytes, merged=merged, dropped=dropped)
 
@@ -97,6 +106,7 @@ class StreamSet(Mapping[str, StreamMemory]):
         """Give up what touches a span of time, of one stream or of all; how much is gone."""
         with self.lock:
             gone = sum(s.forget(start, end) for s in self.values() if stream in (None, s.name))
+            self.world.forget(start, end)  # of any stream: a thing does not know whose it is
         self.stats.forgotten += gone
         return gone
 
@@ -104,8 +114,9 @@ class StreamSet(Mapping[str, StreamMemory]):
         """Give up what is older than an age in seconds; how much is gone."""
         with self.lock:
             gone = sum(stream.expire(age) for stream in self.values())
+            changed = self.world.expire(age)
         self.stats.forgotten += gone
-        return gone
+        return gone + changed
 
     # ------------------------------------------------------------------ reading
 
@@ -144,7 +155,7 @@ class StreamSet(Mapping[str, StreamMemory]):
     def nbytes(self) -> int:
         """Bytes held in memory, all streams together."""
         with self.lock:
-            return sum(stream.nbytes for stream in self.values())
+            return self.world.nbytes + sum(stream.nbytes for stream in self.values())
 
     # ------------------------------------------------------------------ sealing
 
@@ -164,7 +175,7 @@ class StreamSet(Mapping[str, StreamMemory]):
             working = stream.working_state()
             state |= {f"{number}.{name}": value for name, value in working.items()}
             kept.append({"name": stream.name, "clock": asdict(stream.clock)})
-        return segments, state, {"frames": self.frames, "streams": kept}
+        return segments, state | self.world.state(), {"frames": self.frames, "streams": kept}
 
     def restore(self, store: MemoryStore) -> None:
         """Take up what `contents` gave to a store with its last commit.
@@ -179,6 +190,7 @@ class StreamSet(Mapping[str, StreamMemory]):
             held = Segment(name, file.columns, file.thumbnails)
             segments.setdefault(number, []).append(held)
         self.frames = int(store.meta.get("frames", 0))
+        self.world.restore(self.budget, state)
         for place, kept in enumerate(store.meta.get("streams", [])):
             prefix = f"{place}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -70,6 +70,8 @@ class Answer:
         moments: The evidence, best first; empty if nothing was found.
         abstained: Whether nothing was good enough to claim.
         memory: ``bytes``, ``budget``, ``frames`` and ``span`` of the memory that was asked.
+        places: `vismem.heads.locate.Located` things in the world, for a question that begins with
+            "where" and a memory of frames with depth and pose; else ``None``.
     """
 
     question: str
@@ -77,6 +79,7 @@ class Answer:
     moments: tuple[Moment, ...]
     abstained: bool
     memory: dict[str, Any] = field(default_factory=dict)
+    places: tuple[Any, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain values, as ``vismem ask --json`` prints it."""
@@ -89,13 +92,14 @@ class Answer:
             values["score"] = round(moment.score, 4)
             values["box"] = moment.box and [round(x, 4) for x in moment.box]
             moments.append(values)
+        places = {} if self.places is None else {"places": [p.to_dict() for p in self.places]}
         return {
             "question": self.question,
             "answer": self.text,
             "abstained": self.abstained,
             "moments": moments,
             "memory": self.memory,
-        }
+        } | places
 
 
 def clock(seconds: float) -> str:

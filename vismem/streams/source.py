@@ -23,6 +23,7 @@ _STREAMS = {
     "camera": ("vismem.streams.camera", "CameraStream"),
     "video file": ("vismem.streams.file", "FileStream"),
     "image folder": ("vismem.streams.folder", "FolderStream"),
+    "RGB-D recording": ("vismem.streams.rgbd", "RgbdStream"),
     "ROS bag": ("vismem.streams.bag", "BagStream"),
 }
 _SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "http", "https")
@@ -42,7 +43,8 @@ def open_stream(
     """Open whatever frames come from.
 
     Args:
-        source: Path of a video file, a folder of pictures or a ROS 1 or 2 bag; number of a webcam
+        source: Path of a video file, a folder of pictures, an RGB-D recording (a folder
+            with ``rgb.txt`` and ``depth.txt``) or a ROS 1 or 2 bag; number of a webcam
             (``0`` or ``"0"``) or path of its device; or address of a network camera
             (``rtsp://``, ``rtmp://``, ``http://`` and their TLS forms).
         fps: Frames wanted per second: the first frame at or after each multiple of ``1 / fps``
@@ -114,6 +116,8 @@ def _recognise(source: str | os.PathLike[str] | int) -> tuple[str, Path | str | 
     if path.is_char_device():
         return "camera", str(path)
     if path.is_dir():
+        if (path / "rgb.txt").is_file() and (path / "depth.txt").is_file():
+            return "RGB-D recording", path
         bag = (path / "metadata.yaml").exists() or any(
             file.suffix in BAG_SUFFIXES for file in path.iterdir()
         )
