@@ -14,6 +14,8 @@ What is repaired against the published code (`vismem.models.sam2act`):
   is 1. Published, its logits go through a sigmoid, which saturates wherever the constant puts it.
 * Ages are true: rows of the table of temporal codes stand for 1, 2, 4, 8 ... keyframes ago, so any
   keyframes may be kept, not the last few alone.
+* Attention to memories begins at the same place of the picture, and the encoder's blocks add a
+  tenth and not a millionth at first: a few hundred examples are enough to learn to remember.
 
 An augmentation that moves the scene must be the same for all keyframes of a sequence, or memories
 are of another place; that is the caller's to see to.
@@ -176,7 +178,12 @@ class KeyframePolicy(nn.Module):
         self.attention = MemoryAttention(
             dim, config.memory_dim, config.memory_layers, 4 * dim, dropout=0.0
         )
-        self.encoder = MemoryEncoder(dim, config.memory_dim)
+        for reader in self.attention.readers():
+            # Equal biases agree best where they are turned alike: each cell looks at its own past
+            # at first, and need not find out that places are the same from keyframe to keyframe.
+            nn.init.constant_(reader.query.bias, 4.0)
+            nn.init.constant_(reader.key.bias, 4.0)
+        self.encoder = MemoryEncoder(dim, config.memory_dim, scale=0.1)
         self.temporal = nn.Parameter(0.02 * torch.randn(config.ages, config.memory_dim))
         self.nothing = nn.Parameter(0.02 * torch.randn(config.memory_dim))
         self.upsampler = ConvexUpsampler(dim, config.patch)

@@ -96,12 +96,12 @@ class MaskDownsampler(nn.Module):
 class _Block(nn.Module):
     """A ConvNeXt block: a wide look around by channel, then a network of two layers by cell."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, scale: float) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = _ChannelNorm(dim, eps=1e-6)
         self.widen, self.narrow = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
-        self.scale = nn.Parameter(torch.full((dim,), 1e-6))
+        self.scale = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.norm(self.depthwise(x)).permute(0, 2, 3, 1)
@@ -116,6 +116,7 @@ class MemoryEncoder(nn.Module):
         dim: Width ``C`` of features.
         memory_dim: Width ``E`` of the memory.
         blocks: How many blocks mix features and mask.
+        scale: How much of it a block adds at first; hardly anything as published.
 
     Example:
         >>> encoder = MemoryEncoder(dim=16, memory_dim=4)
@@ -123,12 +124,14 @@ class MemoryEncoder(nn.Module):
         torch.Size([1, 4, 2, 3])
     """
 
-    def __init__(self, dim: int = 256, memory_dim: int = 64, blocks: int = 2) -> None:
+    def __init__(
+        self, dim: int = 256, memory_dim: int = 64, blocks: int = 2, scale: float = 1e-6
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.mask = MaskDownsampler(dim)
         self.features = nn.Conv2d(dim, dim, 1)
-        self.blocks = nn.ModuleList(_Block(dim) for _ in range(blocks))
+        self.blocks = nn.ModuleList(_Block(dim, scale) for _ in range(blocks))
         self.output = nn.Conv2d(dim, memory_dim, 1)
 
     def forward(self, features: Tensor, mask: Tensor) -> Tensor:
