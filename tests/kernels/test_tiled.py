@@ -99,3 +99,9 @@ def test_products_of_slices_are_products() -> None:
     for x in (one[:, 3:20], one[:, 3:20].contiguous(), one[:, 3:20].T.contiguous().T):
         for y in (other[:, 3:20], other[:, 3:20].T.contiguous().T):
             torch.testing.assert_close(products(x, y).double(), exact, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_nothing_are_the_bias() -> None:
+    bias = noise(5)
+    assert torch.equal(products(noise(2, 0), noise(5, 0), bias), bias.expand(2, 5))
+    assert products(noise(0, 3), noise(5, 3), bias).shape == (0, 5)
