@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import mujoco
 import numpy as np
-from scene import CUP, Table
+from scene import CUP, Table, mujoco  # it chooses the renderer before it imports mujoco
 from tasks import HUES, Content, Family
 
 from vismem.heads.act import Plan, Target, Workspace, plan
@@ -53,9 +52,7 @@ class Gantry:
 
     def __init__(self, family: Family, size: tuple[int, int] = (64, 64)):
         self.bodies = [*(thing.name for thing in family.things), *(f"cup {i}" for i in range(9))]
-        self.table = Table(
-            objects=family.things, size=size, physics=True, extra=_mjcf(self.bodies)
-        )
+        self.table = Table(objects=family.things, size=size, physics=True, extra=_mjcf(self.bodies))
         self.model, self.data = self.table.model, self.table.data
 
     def __enter__(self) -> Gantry:
@@ -147,8 +144,8 @@ def act(gantry: Gantry, family: Family, content: Content, target: Target) -> tup
         gantry.carry_out(orders)
         found = gantry.data.body(block).xpos
         wanted = family.answer_at(table, content.answer)
-        done = bool(np.linalg.norm(found[:2] - wanted[:2]) < 0.05 and abs(found[2] - wanted[2]) < 0.01)
-        return done, orders.refused
+        off = np.abs(found - wanted)
+        return bool(np.hypot(*off[:2]) < 0.05 and off[2] < 0.01), orders.refused
     for number, slot in zip(content.public["shown"], content.hidden["slots"], strict=True):
         table.place(HUES[number], slot)
     for slot in range(9):

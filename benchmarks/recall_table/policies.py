@@ -20,14 +20,15 @@ from vismem.memory.spatial import SpatialConfig, SpatialMemory
 
 __all__ = ["ALL_FRAMES", "GRU", "OURS", "POLICIES", "Banks", "fill", "tokens_of"]
 
-POLICIES = {
-    "last frame": "last",
-    "FIFO": "fifo",
-    "first + last": "first_last",
-    "stride": "stride",
-    "reservoir": "reservoir",
-    "place-keyed": "place",
-    "novelty": "novelty",
+POLICIES: dict[str, dict] = {
+    "last frame": {"policy": "last"},
+    "FIFO": {"policy": "fifo"},
+    "first + last": {"policy": "first_last"},
+    "stride": {"policy": "stride"},
+    "reservoir": {"policy": "reservoir"},
+    "place-keyed": {"policy": "place"},
+    "novelty": {"policy": "novelty"},  # as the library has it
+    "fine novelty": {"policy": "novelty", "novelty": 0.004},  # a third of its threshold
 }
 OURS = "novelty"
 ALL_FRAMES, GRU = "all frames", "GRU"
@@ -65,14 +66,22 @@ def tokens_of(data: Data) -> Tensor:
     return (patches.transpose(2, 3).reshape(frames, CELLS**2, WIDTH).float() / 255).half()
 
 
-def memory_for(data: Data, policy: str, seed: int) -> SpatialMemory:
-    """An empty memory with the bytes of the family's number of views."""
-    config = SpatialConfig(
+def config_for(data: Data, policy: str, seed: int = 0) -> SpatialConfig:
+    """What a policy's memory is."""
+    return SpatialConfig(
         token_dim=WIDTH, max_tokens=CELLS**2, signature_dim=3 * BLOCKS**2,
-        policy=POLICIES[policy], place=data.family.place, seed=seed,
+        place=data.family.place, seed=seed, **POLICIES[policy],
     )  # fmt: skip
-    view = config.row.itemsize + CELLS**2 * (2 * WIDTH + 3 * 4)
-    return SpatialMemory(data.family.views * view, config)
+
+
+def feed(memory: SpatialMemory, data: Data, tokens: Tensor, frames: np.ndarray) -> None:
+    """Write frames one by one, ten a second."""
+    for at, frame in enumerate(frames.tolist()):
+        memory.write(
+            tokens[frame], at / 10, grid=(CELLS, CELLS), pose=data.poses[frame],
+            intrinsics=data.intrinsics, positions=data.positions[frame],
+            signature=data.signatures[frame],
+        )  # fmt: skip
 
 
 def fill(
@@ -90,18 +99,18 @@ def fill(
     """
     held: list[np.ndarray] = []
     seen = nbytes = writes = 0
+    one = 0
+    if policy != ALL_FRAMES:  # the bytes of a family's number of views
+        memory = SpatialMemory("1MB", config_for(data, policy))
+        feed(memory, data, tokens, np.zeros(1, np.int64))
+        one = memory.nbytes
     started = time.process_time()
     for number, delay in zip(numbers.tolist(), delays.tolist(), strict=True):
         frames, cue = data.timeline(number, delay)
         kept = np.arange(len(frames))
         if policy != ALL_FRAMES:
-            memory = memory_for(data, policy, seed + number)
-            for at, frame in enumerate(frames.tolist()):
-                memory.write(
-                    tokens[frame], at / 10, grid=(CELLS, CELLS), pose=data.poses[frame],
-                    intrinsics=data.intrinsics, positions=data.positions[frame],
-                    signature=data.signatures[frame],
-                )  # fmt: skip
+            memory = SpatialMemory(data.family.views * one, config_for(data, policy, seed + number))
+            feed(memory, data, tokens, frames)
             kept = np.array([view.source for view in memory.snapshot().views()])
             nbytes, writes = max(nbytes, memory.nbytes), writes + len(frames)
         held.append(frames[kept])

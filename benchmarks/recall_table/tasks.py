@@ -112,8 +112,8 @@ class Family:
 class PutBack(Family):
     """T1: where was the block before it came to the middle?"""
 
-    name, asks, answers, half = "put_back", "slot before the move", 8, 0.05
-    things = (Thing("blue", half=0.05),)
+    name, asks, answers, half = "put_back", "slot before the move", 8, 0.06
+    things = (Thing("blue", half=0.06),)
 
     @staticmethod
     def slot(answer: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 __all__ = ["Effort", "Frames", "ask", "ask_gru", "train_gru", "train_reader"]
 
-OURS_TOO = ("novelty", "place-keyed")  # half of the banks that are trained on
+OURS_TOO = ("novelty", "fine novelty", "place-keyed")  # half of the banks that are trained on
 
 
 @dataclass(frozen=True)
