@@ -8,7 +8,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from vismem.errors import SourceError
 from vismem.streams import open_stream
-from vismem.streams.bag import depth_of, picture_of, pose_of
+from vismem.streams.messages import depth_of, picture_of, pose_of
 
 ROS1, ROS2 = get_typestore(Stores.ROS1_NOETIC), get_typestore(Stores.ROS2_HUMBLE)
 START = 1_700_000_000
@@ -68,6 +68,20 @@ class Messages:
             ),
         )
         return self.make("geometry_msgs/msg/PoseStamped", header=self.header(seconds), pose=pose)
+
+    def transforms(self, seconds, parent, child, position):
+        vector = self.make("geometry_msgs/msg/Vector3", **dict(zip("xyz", position, strict=True)))
+        turn = self.make("geometry_msgs/msg/Quaternion", x=0.0, y=0.0, z=0.0, w=1.0)
+        step = self.make("geometry_msgs/msg/Transform", translation=vector, rotation=turn)
+        header = self.header(seconds)
+        header.frame_id = parent
+        one = self.make(
+            "geometry_msgs/msg/TransformStamped",
+            header=header,
+            child_frame_id=child,
+            transform=step,
+        )
+        return self.make("tf2_msgs/msg/TFMessage", transforms=[one])
 
     def info(self, seconds, focal):
         matrix = np.array([focal, 0, 3, 0, focal, 2, 0, 0, 1], np.float64)
@@ -148,8 +162,8 @@ def test_every_kind_of_bag(tmp_path, kind):
     frames = list(stream)
     assert [int(frame.image[0, 0, 0]) for frame in frames] == list(range(10))
     assert np.allclose([frame.timestamp - START for frame in frames], np.arange(10) / 10)
-    # The newest pose that is not newer than the picture, though it was recorded later.
-    assert [frame.pose[0, 3] for frame in frames] == [2 * number for number in range(10)]
+    # The pose at the picture's time: a fifth of the way to the next, though recorded later.
+    assert np.allclose([frame.pose[0, 3] for frame in frames], [2 * n + 0.2 for n in range(10)])
     assert [round(float(frame.depth[0, 0]) * 1000) for frame in frames] == [
         1000 + number for number in range(10)
     ]
@@ -167,15 +181,47 @@ def test_other_topic_and_sampling(tmp_path):
 
 def test_poses_and_depth_that_are_too_far_away(tmp_path):
     bag = Messages()
-    for number, seconds in enumerate((START, START + 1, START + 2)):
+    for number, seconds in enumerate((START, START + 1, START + 2, START + 3)):
         bag.add("/image", seconds, bag.image(flat(number), "rgb8", seconds))
-    bag.add("/pose", START + 0.4, bag.pose(START + 0.4, (1.0, 0.0, 0.0)))  # 0.6 s before
-    bag.add("/pose", START + 1.6, bag.pose(START + 1.6, (2.0, 0.0, 0.0)))  # 0.4 s before
+    for after, x in ((0.06, 1.0), (0.8, 2.0), (1.2, 4.0), (1.96, 5.0)):
+        bag.add("/pose", START + after, bag.pose(START + after, (x, 0.0, 0.0)))
     depth = np.ones((4, 6), np.float32)
-    bag.add("/depth", START + 1.45, bag.image(depth, "32FC1", START + 1.45))
+    for after in (0.06, 0.96):
+        bag.add("/depth", START + after, bag.image(depth, "32FC1", START + after))
     frames = list(open_stream(bag.write(tmp_path / "bag")))
-    assert [frame.pose is None for frame in frames] == [True, True, False]
-    assert [frame.depth is None for frame in frames] == [True, False, True]
+    # Too long before the first pose; between two; held after the last; too long after it.
+    places = [None if frame.pose is None else round(frame.pose[0, 3], 6) for frame in frames]
+    assert places == [None, 3.0, 5.0, None]
+    assert [frame.depth is None for frame in frames] == [True, False, True, True]
+
+
+def test_mount_and_transforms(tmp_path):
+    mount = np.eye(4)
+    mount[2, 3] = 1.5
+    path = kitchen(frames=2).write(tmp_path / "kitchen")
+    assert next(open_stream(path, mount=mount)).pose[:3, 3].tolist() == pytest.approx([0.2, 0, 1.5])
+
+    bag = Messages()
+    bag.add("/tf_static", START, bag.transforms(START, "base", "camera", (0.0, 0.0, 1.5)))
+    for number in range(3):
+        seconds = START + number / 10
+        bag.add("/image", seconds, bag.image(flat(number), "rgb8", seconds))
+        moved = bag.transforms(seconds + 0.04, "map", "base", (float(number), 0.0, 0.0))
+        bag.add("/tf", seconds + 0.04, moved)
+    frames = list(open_stream(bag.write(tmp_path / "robot")))
+    assert [frame.pose[0, 3] for frame in frames] == pytest.approx([0.0, 0.6, 1.6], abs=1e-5)
+    assert {frame.pose[2, 3] for frame in frames} == {1.5}
+    assert list(open_stream(tmp_path / "robot", world="moon"))[1].pose is None
+
+
+def test_time_that_jumps_back_begins_anew(tmp_path):
+    bag = Messages()
+    for recorded, stamp in enumerate((100, 101, 50, 51)):
+        bag.add("/image", START + recorded, bag.image(flat(1), "rgb8", stamp))
+        bag.add("/pose", START + recorded, bag.pose(stamp, (float(stamp), 0.0, 0.0)))
+    stream = open_stream(bag.write(tmp_path / "bag"))
+    assert [frame.timestamp for frame in stream] == [100, 101, 50, 51]
+    assert stream.stats.late == 0
 
 
 def test_header_without_time_and_late_frames(tmp_path):
