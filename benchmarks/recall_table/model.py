@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from episodes import CELLS
 from policies import WIDTH
-from tasks import CELLS, HUES
+from tasks import HUES
 from torch import Tensor, nn
 
 __all__ = ["Answer", "FrameGRU", "Reader"]

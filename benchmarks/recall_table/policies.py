@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tasks import BLOCKS, CELLS, PATCH, SIDE, Data
+from episodes import BLOCKS, CELLS, PATCH, SIDE, Data
 from torch import Tensor
 
 from vismem.memory.spatial import SpatialConfig, SpatialMemory

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from episodes import DELAYS
 from policies import ALL_FRAMES, GRU, OURS, POLICIES
-from tasks import DELAYS, FAMILIES
+from tasks import FAMILIES
 
 __all__ = ["SAW", "SHOWN", "Cell", "Key", "merge", "report", "verdicts", "wilson"]
 

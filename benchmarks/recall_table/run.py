@@ -35,10 +35,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 import numpy as np
 import torch
+from episodes import DELAYS, Data, Episode, generate, twin
 from gantry import Gantry, act
 from policies import ALL_FRAMES, GRU, OURS, POLICIES
 from report import SAW, SHOWN, Cell, Key, report
-from tasks import DELAYS, FAMILIES, Data, Episode, generate, twin
+from tasks import FAMILIES
 from train import Effort, Frames, ask, ask_gru, train_gru, train_reader
 
 from vismem.heads.act import Target

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from episodes import TRAIN_DELAYS, Data
 from model import Answer, FrameGRU, Reader
 from policies import ALL_FRAMES, POLICIES, Banks, fill, tokens_of
-from tasks import TRAIN_DELAYS, Data
 from torch import Tensor
 
 __all__ = ["Effort", "Frames", "ask", "ask_gru", "train_gru", "train_reader"]

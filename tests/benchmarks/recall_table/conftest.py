@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 FOLDER = Path(__file__).parents[3] / "benchmarks" / "recall_table"
-NAMES = ["scene"]
+NAMES = "mjcf scene tasks episodes policies model train gantry report run".split()
 
 
 @pytest.fixture(scope="module")
