@@ -1,4 +1,4 @@
-"""The command line: ``vismem run | ask | detect | demo | inspect | export | forget``, and more.
+"""The command line: ``vismem run | ask | detect | track | demo | inspect``, and more.
 
 Heavy imports stay inside the verbs, so that ``vismem --help`` is instant. Exit codes: 0; 2 wrong
 usage; 3 the source is missing, unreachable or unreadable; 4 the store is damaged or unknown.
@@ -17,6 +17,7 @@ from vismem.cli.detect import Detect
 from vismem.cli.machine import Bench, Info
 from vismem.cli.run import Run, read_preset
 from vismem.cli.stored import Ask, Export, Forget, Inspect
+from vismem.cli.track import Track
 from vismem.errors import VismemError
 
 __all__ = ["main"]
@@ -25,6 +26,7 @@ _VERBS: dict[str, type] = {
     "run": Run,
     "ask": Ask,
     "detect": Detect,
+    "track": Track,
     "demo": Demo,
     "inspect": Inspect,
     "export": Export,
@@ -36,6 +38,7 @@ _Verb = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
+    | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Export, tyro.conf.subcommand("export")]

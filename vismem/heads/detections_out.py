@@ -11,27 +11,32 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vismem.detections import Detections
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame
-from vismem.heads.draw_boxes import BoxVideo
+from vismem.heads.draw_boxes import BoxVideo, Draw, draw_boxes
 
 __all__ = ["Format", "open_detections"]
 
 Format = Literal["jsonl", "coco", "video"]
-Write = Callable[[Frame, Detections], None]
+Write = Callable[[Frame, Any], None]
 
 
 @contextlib.contextmanager
-def open_detections(format: Format, out: Path | None = None) -> Iterator[Write]:
-    """Open a file, or standard output, for the detections of one stream.
+def open_detections(
+    format: Format, out: Path | None = None, *, draw: Draw = draw_boxes
+) -> Iterator[Write]:
+    """Open a file, or standard output, for what is found in one stream.
+
+    Detections go to all formats; what else has a ``to_json``, such as masks, to lines and videos.
 
     Args:
         format: ``"jsonl"``, a line a frame as `Detections.to_json`; ``"coco"``, one list of results
             whose image ids are the frames' running numbers; or ``"video"``, frames with boxes.
         out: File to write, standard output by default; a video needs one.
+        draw: Draws what was found into a picture of the video; boxes by default.
 
     Yields:
         What takes a frame and its detections.
@@ -43,7 +48,7 @@ def open_detections(format: Format, out: Path | None = None) -> Iterator[Write]:
     if format == "video":
         if out is None:
             raise UsageError("a video needs a file to go to; add --out boxes.mp4")
-        with BoxVideo(out) as video:
+        with BoxVideo(out, draw) as video:
             yield video.write
         return
     open_file = _Lines if format == "jsonl" else _Results
@@ -73,7 +78,7 @@ class _Lines:
         else:
             self._file = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
 
-    def write(self, frame: Frame, found: Detections) -> None:
+    def write(self, frame: Frame, found: Any) -> None:
         """Add a frame."""
         self._append(found.to_json() + "\n")
 

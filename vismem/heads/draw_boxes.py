@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import cv2
@@ -15,10 +17,22 @@ from vismem.detections import Detections
 from vismem.errors import StoreError
 from vismem.frame import Frame
 
-__all__ = ["BoxVideo", "draw_boxes"]
+__all__ = ["BoxVideo", "color_of", "draw_boxes"]
 
 GROUP = "50"  # frames between two that need no other
+Draw = Callable[[np.ndarray, Any], np.ndarray]
 GOLDEN = 0.618034  # turns of the colour wheel from one id to the next: no two near ones look alike
+
+
+def color_of(number: int) -> tuple[int, ...]:
+    """The colour of an id, red, green and blue to 255; white of none, below 0.
+
+    Example:
+        >>> color_of(0), color_of(-1)
+        ((255, 51, 51), (255, 255, 255))
+    """
+    hue = colorsys.hsv_to_rgb(number * GOLDEN % 1.0, 0.8, 1.0) if number >= 0 else (1.0, 1.0, 1.0)
+    return tuple(round(255 * part) for part in hue)
 
 
 def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
@@ -40,8 +54,7 @@ def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
     thick = max(1, round(max(image.shape[:2]) / 400))
     ids = [-1] * len(found) if found.ids is None else found.ids.tolist()
     for box, score, who in zip(found.boxes.round().tolist(), found.scores, ids, strict=True):
-        hue = colorsys.hsv_to_rgb(who * GOLDEN % 1.0, 0.8, 1.0) if who >= 0 else (1.0, 1.0, 1.0)
-        color = tuple(round(255 * part) for part in hue)
+        color = color_of(who)
         left, top, right, bottom = (int(side) for side in box)
         cv2.rectangle(drawn, (left, top), (right, bottom), color, thick)
         text = f"{who}: {score:.2f}" if who >= 0 else f"{score:.2f}"
@@ -51,20 +64,21 @@ def draw_boxes(image: np.ndarray, found: Detections) -> np.ndarray:
 
 
 class BoxVideo(Closeable):
-    """A video of frames with their boxes, at the frames' own times.
+    """A video of frames with what was found drawn into them, at the frames' own times.
 
     An ``.mp4`` or ``.mov`` is written in fragments of two seconds or so: where the disk becomes
     full or the process is killed, it plays up to there.
 
     Args:
         path: File to write; its ending says the container, such as ``.mp4`` or ``.mkv``.
+        draw: Draws what was found into a picture; boxes by default.
 
     Raises:
         StoreError: If it cannot be written.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, draw: Draw = draw_boxes) -> None:
+        self._path, self._draw = path, draw
         self._size: tuple[int, int] | None = None
         self._first, self._last = 0.0, -1
         self._failed = False
@@ -82,7 +96,7 @@ class BoxVideo(Closeable):
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, 1000)
 
-    def write(self, frame: Frame, found: Detections) -> None:
+    def write(self, frame: Frame, found: Any) -> None:
         """Add a frame; one of another size than the first is made to fit.
 
         Raises:
@@ -93,7 +107,7 @@ class BoxVideo(Closeable):
             self._size = (max(2, frame.width // 2 * 2), max(2, frame.height // 2 * 2))
             self._stream.width, self._stream.height = self._size
             self._first = frame.timestamp
-        drawn = draw_boxes(frame.image, found)
+        drawn = self._draw(frame.image, found)
         if drawn.shape[1::-1] != self._size:
             drawn = cv2.resize(drawn, self._size, interpolation=cv2.INTER_AREA)
         picture = av.VideoFrame.from_ndarray(drawn, format="rgb24")
