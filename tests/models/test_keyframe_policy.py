@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from test_memory_attention import noise
+from scattered import noise
 from torch import Tensor
 
 from vismem.memory.spatial import SpatialConfig, SpatialMemory
@@ -44,20 +44,20 @@ SLOTS = torch.cat(
 
 
 def episodes(count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A block is seen once, in one of nine places; then it is gone, and is to be put back.
+    """A block is seen once, in one of nine places; then it is gone, and is to be put back twice.
 
     Returns:
-        Pictures ``(count, 2, 3, 3, H, W)``, the pixels ``(count, 3, 2)`` and number of the place.
+        Pictures ``(count, 3, 3, 3, H, W)``, the pixels ``(count, 3, 2)`` and number of the place.
     """
     generator = torch.Generator().manual_seed(seed)
     place = torch.randint(9, (count,), generator=generator)
     pixels = orthographic_pixels(SLOTS[place], SIDE).transpose(0, 1)
-    pictures = 0.1 * torch.rand(count, 2, 3, 3, *SIDE, generator=generator)
+    pictures = 0.1 * torch.rand(count, 3, 3, 3, *SIDE, generator=generator)
     pictures[:, 0, :, 0] += 25 * heat_target(pixels, SIDE, 2.0)
     return pictures, pixels, place
 
 
-def trained(last: int | None, steps: int = 75) -> KeyframePolicy:
+def trained(last: int | None, steps: int = 100) -> KeyframePolicy:
     made = policy(PolicyConfig(size=SIDE)).train()
     optimizer = torch.optim.AdamW(made.parameters(), 2e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -65,7 +65,7 @@ def trained(last: int | None, steps: int = 75) -> KeyframePolicy:
     )
     for step in range(steps):
         pictures, pixels, _ = episodes(16, 1000 + step)
-        loss = heat_loss(made(pictures, last=last), pixels[:, None].expand(-1, 2, -1, -1))
+        loss = heat_loss(made(pictures, last=last), pixels[:, None].expand(-1, 3, -1, -1))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(made.parameters(), 1.0)
@@ -88,7 +88,7 @@ def reached(heat: Tensor, place: Tensor) -> list[float]:
 def test_learns_to_go_where_the_block_was() -> None:
     """With its memory; without, it finds what it sees and guesses what it saw. Foreign memory too.
 
-    About 15 seconds for each of the two on one core.
+    About 30 seconds on one core with memory, 20 without.
     """
     pictures, _, place = episodes(128, 7)
     made, twin = trained(None), trained(0)
@@ -98,11 +98,11 @@ def test_learns_to_go_where_the_block_was() -> None:
         none = reached(twin(pictures, last=0), place)
         foreign = pictures.clone()
         foreign[:, 0] = pictures[:, 0].roll(1, 0)
-        other = reached(made(foreign), place)[1]
+        other = reached(made(foreign), place)[1:]
         banks = [bank_of(made, one) for one in pictures[:16]]
     assert min(own) > 0.95
-    assert none[0] > 0.95 and none[1] < 0.3
-    assert other < 0.3
+    assert none[0] > 0.95 and max(none[1:]) < 0.3
+    assert max(other) < 0.3
     assert reached(torch.stack(banks)[:, None], place[:16])[0] > 0.9
 
 

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scattered import noise, scatter
 from torch import Tensor, nn
 
 from vismem.models.memory_attention import MemoryAttention, RotaryAttention
 from vismem.models.sam2_names import from_official, from_transformers
 
-modeling = pytest.importorskip("transformers.models.sam2_video.modeling_sam2_video")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def scatter(parameters: Iterable[Tensor], size: float, seed: int = 0) -> None:
-    """Give every parameter noise, so that none hides behind a zero or a one."""
-    with torch.no_grad():
-        for number, one in enumerate(parameters):
-            one.copy_(size * noise(*one.shape, seed=1000 * seed + number))
 
 
 def stock(grid: tuple[int, int], size: float = 0.05) -> tuple[nn.Module, MemoryAttention]:
     """The module of transformers at its own widths, and ours with its weights."""
+    modeling = pytest.importorskip("transformers.models.sam2_video.modeling_sam2_video")
     from transformers import Sam2VideoConfig
 
     config = Sam2VideoConfig(

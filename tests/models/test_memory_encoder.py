@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_memory_attention import noise, scatter
+from scattered import noise, scatter
 from torch import Tensor
 
 from vismem.models.memory_encoder import MemoryEncoder, exclusive_masks, mask_signal
 from vismem.models.sam2_names import from_transformers
 from vismem.models.sine import sine_map, sine_time
 
-modeling = pytest.importorskip("transformers.models.sam2_video.modeling_sam2_video")
-
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("grid", [(8, 8), (3, 5)])
 def test_is_the_module_of_transformers(grid: tuple[int, int], batch: int) -> None:
     """The position code too."""
+    modeling = pytest.importorskip("transformers.models.sam2_video.modeling_sam2_video")
     from transformers import Sam2VideoConfig
 
     theirs = modeling.Sam2VideoMemoryEncoder(Sam2VideoConfig()).eval()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_memory_attention import noise, scatter
+from scattered import noise, scatter
 from torch import Tensor
 
 from vismem.memory.published.sam2 import select_memories

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_memory_attention import noise, scatter
+from scattered import noise, scatter
 
 from vismem.models.sam2act import KeyframeMemory, token_rows
 from vismem.models.sine import sine_map

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from scattered import noise
 
 from vismem.models.waypoint import (
     cube_points,
@@ -17,10 +17,6 @@ from vismem.models.waypoint import (
     orthographic_pixels,
     waypoint,
 )
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def sampled(heat: list[list[float]], x: float, y: float) -> float:
