@@ -213,6 +213,21 @@ def test_drops_in_training_alone() -> None:
     assert torch.equal(one, other)
 
 
+def test_weights_of_attention_are_dropped_in_training_alone() -> None:
+    attention, (x, _, memory, _) = (
+        RotaryAttention(16, 4, dropout=0.5),
+        inputs(1, (2, 3), 1, 0, 16, 4),
+    )
+    keys = attention.keys(memory, (2, 3)).detach()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one, other = (attention(x, keys, memory, (2, 3)) for _ in range(2))
+        assert not torch.equal(one, other)
+        attention.eval()
+        one, other = (attention(x, keys, memory, (2, 3)) for _ in range(2))
+    assert torch.equal(one, other)
+
+
 def test_half_precision_is_near() -> None:
     """Memories kept as bfloat16, as SAM 2 keeps them, change little."""
     _, ours = stock((8, 8), 0.2)
