@@ -7,6 +7,8 @@ those that the frame's encoder found anyway.
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -213,9 +215,7 @@ def _box(
     axes = np.stack([axes2[0] @ flat, axes2[1] @ flat, up])
     volume = np.array([*sides, top - bottom])
     place = middle @ flat + up * (top + bottom) / 2
-    crown = ground[height >= top - 0.2 * (top - bottom)]
-    rectangular = _rectangular(crown if len(crown) >= LEAST_POINTS / 3 else ground)
-    return place + (_CORNERS * volume / 2) @ axes, ball, rectangular
+    return place + (_CORNERS * volume / 2) @ axes, ball, _rectangular(ground)
 
 
 _CORNERS = np.stack(np.meshgrid((-1, 1), (-1, 1), (-1, 1), indexing="ij"), -1).reshape(8, 3)
@@ -256,24 +256,36 @@ def _across(up: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fit_ball(points: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Sphere of least squares: centre, radius, and mean distance from it over the radius."""
+    """Sphere of least squares: centre, radius, and mean distance from it over the radius.
+
+    What the camera's noise alone would give is taken off.
+    """
     origin = points.mean(0)
     own = points - origin
     rows = np.concatenate([2 * own, np.ones((len(own), 1))], 1)
     solved = np.linalg.lstsq(rows, (own**2).sum(1), rcond=None)[0]
     radius = float(np.sqrt(max(solved[3] + solved[:3] @ solved[:3], 1e-12)))
     away = np.linalg.norm(own - solved[:3], axis=1) - radius
-    return origin + solved[:3], radius, float(np.sqrt((away**2).mean()) / radius)
+    noise = float(depth_sigma(np.median(points[:, 2]))) ** 2
+    return origin + solved[:3], radius, math.sqrt(max((away**2).mean() - noise, 0)) / radius
 
 
 def _rectangular(ground: np.ndarray) -> float:
-    """From 0 to 1 how much a thing seen from above is a rectangle and no disc."""
+    """From 0 to 1 how much a thing seen from above is a rectangle and no disc.
+
+    An outline tells, until depth is missing along it; so do the points in the corners, where those
+    of upright sides gather.
+    """
     outline = cv2.convexHull(ground.astype(np.float32))
-    a, b = cv2.minAreaRect(outline)[1]
+    middle, (a, b), angle = cv2.minAreaRect(outline)
     if a * b <= 0:
         return 0.5
+    turn = np.radians(angle)
+    axes = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    local = (ground - middle) @ axes.T / (a / 2, b / 2)
+    corners = float((np.linalg.norm(local, axis=1) > 1.05).mean())
     filled = cv2.contourArea(outline) / (a * b)  # a disc fills 0.785 of its square
-    return _logistic((filled - 0.87) / 0.02)
+    return _logistic((filled - 0.87) / 0.04 + (corners - 0.13) / 0.02)
 
 
 def _logistic(value: float) -> float:
