@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 from scene import Table, look_at
@@ -195,7 +196,9 @@ def twin(family: Family, seed: int, delay: int = 3) -> tuple[int, int]:
             table.reset()
             frames: list[bytes] = []
             number = 0
-            for step in (*family.play(table, content), Step("rest", delay), Step("query")):
+            # Chained, so that each step is drawn before the next one changes the table.
+            script = chain(family.play(table, content), [Step("rest", delay), Step("query")])
+            for step in script:
                 for _ in range(step.frames):
                     frame = _take(family, table, content, step.label, number, key)
                     number += 1
