@@ -336,7 +336,7 @@ CONDITIONS: dict[str, tuple[Callable[[int], tuple[Episode, list[Asked]]], float,
 def called_program(arguments: list[str], program: bool) -> str:
     """What `vismem` prints, run here or as a program."""
     if program:
-        command = [sys.executable, "-m", "vismem", *arguments]
+        command = [sys.executable, "-m", "vismem.cli", *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     out = io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(io.StringIO()):
@@ -370,7 +370,7 @@ def main() -> None:
     for place, (name, (make, share, what)) in enumerate(CONDITIONS.items()):
         if options.only and name not in options.only:
             continue
-        began, right, errors = time.monotonic(), {"found": [], "refused": []}, []
+        began, right = time.monotonic(), {"found": [], "refused": []}
         for number in range(max(1, round(share * options.scenes))):
             seed = first + 1000 * place + number
             episode, asked = make(seed)

@@ -34,8 +34,9 @@ LOOK_DIM = HUES + 3  # and black, gray, white
 POSE_SIGMA = 0.005  # metres; what a pose is trusted to
 STANDS = 0.02  # metres above a plane that the lowest point of what stands on it may be
 RIM = 0.1  # metres that the edge of a table is thick at most
+SURROUNDED = 0.6  # of the outline of what stands on a plane and is seen from above
 BALL_RESIDUAL = 0.05  # of its radius: how far the points of a ball are from a sphere at most
-LEAST_GRAY = 0.16  # chroma, from 0 to 1, below which a colour counts as gray by half
+LEAST_TINT = 0.2  # chroma over brightness below which a colour counts as gray by half
 
 
 def find_objects(frame: Frame, labels: Labels | None = None) -> Sightings | None:
@@ -134,7 +135,9 @@ def _measure(
     own = points[mask]
     depth = float(np.median(own[:, 2]))
     own = own[np.abs(own[:, 2] - depth) <= SIDES[1]]
-    corners, ball, rectangular = _box(own, planes)
+    outline = _dilated(mask.astype(np.uint8)).astype(bool) & ~mask
+    around = [float(pixels[outline].mean()) if outline.any() else 0.0 for _, pixels in planes]
+    corners, ball, rectangular = _box(own, planes, around)
     sides = np.linalg.norm(corners[[1, 2, 4]] - corners[0], axis=1)
     if any(_is_rim(own, plane) for plane, _ in planes):
         return None
@@ -142,7 +145,7 @@ def _measure(
         return None
     rows, columns = np.nonzero(mask)
     high, wide = mask.shape
-    covered = _covered(mask, points[..., 2], depth)
+    covered = _covered(mask, outline, points[..., 2], depth)
     at_edge = bool(rows.min() == 0 or columns.min() == 0)
     at_edge |= bool(rows.max() == high - 1 or columns.max() == wide - 1)
     doubt = 0.05 * sides.max() + (covered + 0.5 * at_edge) * sides.max() / 2
@@ -170,11 +173,14 @@ def _is_rim(points: np.ndarray, plane: np.ndarray) -> bool:
     return bool(-RIM < low < high < SIDES[0] and high > -STANDS)
 
 
-def _covered(mask: np.ndarray, depth: np.ndarray, own: float) -> float:
-    """Share of a thing's outline along which something nearer stands."""
-    ring = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool) & ~mask
+def _dilated(picture: np.ndarray) -> np.ndarray:
+    return cv2.dilate(picture, np.ones((5, 5), np.uint8))
+
+
+def _covered(mask: np.ndarray, ring: np.ndarray, depth: np.ndarray, own: float) -> float:
+    """Share of a thing's outline, the ring around it, along which something nearer stands."""
     # Compared with the thing beside it, for what lies before it on a table is nearer as well.
-    beside = cv2.dilate(np.where(mask, depth, 0).astype(np.float32), np.ones((5, 5), np.uint8))
+    beside = _dilated(np.where(mask, depth, 0).astype(np.float32))
     around = np.nan_to_num(depth[ring], nan=own)
     return float((around < beside[ring] - 0.03).mean()) if ring.any() else 0.0
 
@@ -183,26 +189,28 @@ def _covered(mask: np.ndarray, depth: np.ndarray, own: float) -> float:
 
 
 def _box(
-    points: np.ndarray, planes: list[tuple[np.ndarray, np.ndarray]]
+    points: np.ndarray, planes: list[tuple[np.ndarray, np.ndarray]], around: list[float]
 ) -> tuple[np.ndarray, float, float]:
     """The box around a thing, of which one side or two and perhaps the top are seen.
 
     Args:
         points: ``(N, 3)``, in the camera's axes.
         planes: What it may stand on.
+        around: Share of its outline that each of them is.
 
     Returns:
         Corners ``(8, 3)``, how much it is a ball, and how much what is not is a block, both from 0
         to 1.
     """
     centre, radius, residual = _fit_ball(points)
-    up, low = _support(points, planes)
+    up, low = _support(points, planes, around)
     height = points @ up
     top = float(np.percentile(height, 98))
     bottom = low if low is not None else float(np.percentile(height, 2))
     flat = np.stack(_across(up))
-    span = float(np.ptp(np.percentile(points, (2, 98), axis=0), axis=0).max())
-    ball = _logistic((BALL_RESIDUAL - residual) / 0.012) if radius < span else 0.0
+    span = np.ptp(np.percentile(points, (2, 98), axis=0), axis=0)
+    round_enough = radius < span.max() and span[2] > radius / 2  # of which half is seen
+    ball = _logistic((BALL_RESIDUAL - residual) / 0.012) if round_enough else 0.0
     if ball > 0.5:
         axes = np.stack([*flat, up])
         return centre + radius * _CORNERS @ axes, ball, 0.5
@@ -235,12 +243,17 @@ def _behind(
 
 
 def _support(
-    points: np.ndarray, planes: list[tuple[np.ndarray, np.ndarray]]
+    points: np.ndarray, planes: list[tuple[np.ndarray, np.ndarray]], around: list[float]
 ) -> tuple[np.ndarray, float | None]:
-    """Which way is up for a thing, and how far up along it the plane lies that it stands on."""
-    for plane, _ in planes:
-        height = points @ plane[:3] + plane[3]
-        if -STANDS < np.percentile(height, 5) < STANDS and np.percentile(height, 95) > 0:
+    """Which way is up for a thing, and how far up along it the plane lies that it stands on.
+
+    It stands on what it reaches down to. Seen from above no side of it tells; then it stands on
+    what is all around it, if it is not far higher than wide.
+    """
+    wide = np.ptp(np.percentile(points, (2, 98), axis=0), axis=0).max()
+    for (plane, _), share in zip(planes, around, strict=True):
+        low, high = np.percentile(points @ plane[:3] + plane[3], (5, 95))
+        if high > 0 and (-STANDS < low < STANDS or (share > SURROUNDED and 0 < high < 2 * wide)):
             return plane[:3], -float(plane[3])
     if planes:  # on something else, and upright like that
         return planes[0][0][:3], None
@@ -318,7 +331,8 @@ def look_of(pixels: np.ndarray) -> np.ndarray:
     hue = np.degrees(
         np.arctan2(np.sqrt(3) * (color[:, 1] - color[:, 2]), 2 * color[:, 0] - color[:, 1:].sum(1))
     )
-    tinted = chroma**2 / (chroma**2 + LEAST_GRAY**2)
+    tint = chroma / (most + 0.1)  # the tint of what is almost black is noise
+    tinted = tint**2 / (tint**2 + LEAST_TINT**2)
     place = (hue % 360) / 360 * HUES
     low, share = np.floor(place).astype(int) % HUES, place % 1
     shares = np.bincount(low, tinted * (1 - share), HUES)

@@ -173,7 +173,7 @@ class RgbdStream(Stream):
         if not len(times):
             return None
         after = int(np.searchsorted(times, time))
-        if 0 < after < len(times) and times[after] - times[after - 1] <= GAP:
+        if 0 < after < len(times) and times[after] - times[after - 1] <= GAP + 1e-6:
             if self._jumps[after - 1]:
                 return None
             span = times[after] - times[after - 1]
