@@ -53,6 +53,12 @@ def test_a_prompted_frame_left_out_comes_back_as_a_recent_one() -> None:
     assert [t for t, _ in found.pointers] == [5, 4, 3, 2, 1, 0]
 
 
+def test_pointers_are_not_looked_for_beyond_the_video() -> None:
+    found = select_memories(3, [0], [4, 5, 6], frames=5, reverse=True, past_only=False)
+    assert found.pointers == ((0, -3), (4, 1)) and found.reach == 4
+    assert [t for t, _ in found.maps] == [0, 6, 5, 4], "of maps there is no such end"
+
+
 def test_refuses_what_the_rule_does_not_allow() -> None:
     with pytest.raises(ValueError, match="2 prompted frames or more"):
         nearest_prompted(3, [0, 1], 1)

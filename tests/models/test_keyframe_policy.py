@@ -19,7 +19,7 @@ from vismem.models.keyframe_policy import (
 )
 from vismem.models.waypoint import heat_loss, heat_target, orthographic_pixels, waypoint
 
-SMALL = PolicyConfig(size=(16, 24), dim=16, memory_dim=8, ages=3, keyframe_seconds=0.5)
+SMALL = PolicyConfig(size=(16, 24), dim=16, memory_dim=8, ages=4, keyframe_seconds=0.5)
 
 
 def policy(config: PolicyConfig = SMALL) -> KeyframePolicy:
@@ -142,7 +142,7 @@ def test_any_keyframes_may_be_kept(name: str) -> None:
 
 
 def test_ages_are_powers_of_two() -> None:
-    """Rows for 1, 2 and 4 keyframes ago; what is older shares the last."""
+    """Rows for 1, 2, 4 and 8 keyframes ago; what is older shares the last."""
     made, x, tokens = policy(), noise(1, 3, 6, 16), noise(1, 3, 6, 8)
 
     def read(*ages: float) -> Tensor:
@@ -151,9 +151,9 @@ def test_ages_are_powers_of_two() -> None:
 
     with torch.no_grad():
         made.temporal.mul_(30)
-    rows = [read(age) for age in (1, 2, 4)]
+    rows = [read(age) for age in (1, 2, 4, 8)]
     assert not any(torch.allclose(a, b) for a, b in zip(rows, rows[1:], strict=False))
-    for age, row in {1.2: 0, 1.6: 1, 2.5: 1, 3: 2, 100: 2, 0.2: 0}.items():
+    for age, row in {1.2: 0, 1.6: 1, 2.5: 1, 3: 2, 5: 2, 6: 3, 100: 3, 0.2: 0}.items():
         assert torch.equal(read(age), rows[row])
     torch.testing.assert_close(read(1, 4), read(4, 1))
 
