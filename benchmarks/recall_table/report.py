@@ -194,7 +194,7 @@ def verdicts(results: Sequence[dict]) -> list[str]:
             lines.append(
                 f"FAILS: {name}: {OURS} is right in {ours.right / ours.n:.2f} of all; the cue is "
                 f"held in {ours.cue / ours.n:.2f}, and with all frames the reader reaches "
-                f"{cells[name, ALL_FRAMES, SHOWN].right / ours.n:.2f}"
+                f"{(top := cells[name, ALL_FRAMES, SHOWN]).right / top.n:.2f}"
             )
     for name in SAW:
         if name not in worst:

@@ -1,9 +1,9 @@
 """Act on an answer: from where a memory says something is to the waypoints of a gripper.
 
-Nothing here drives a robot. `plan` turns a located answer into a few straight moves (above it, down,
-grasp, up; above the goal, down, release, up), keeps them within a workspace, and refuses an answer
-that is too uncertain for the gripper's opening or that abstained. Who refuses may look again; who
-acts on a guess has knocked something over.
+Nothing here drives a robot. `plan` turns a located answer into a few straight moves (above it, down
+to grasp, up; above the goal, down to release, up), keeps them within a workspace, and refuses an
+answer that is too uncertain for the gripper's opening or that abstained. Who refuses may look
+again; who acts on a guess knocks something over.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def plan(pick: Target, place: Target | None, workspace: Workspace) -> Plan:
         'what to pick is known to 20.0 cm only; the gripper takes 4.0 cm'
     """
     waypoints: list[Waypoint] = []
-    steps = [("what to pick", pick, "grasp")]
+    steps: list[tuple[str, Target, Literal["grasp", "release"]]] = [("what to pick", pick, "grasp")]
     if place is not None:
         steps.append(("where to place", place, "release"))
     for name, target, then in steps:
@@ -120,7 +120,7 @@ def plan(pick: Target, place: Target | None, workspace: Workspace) -> Plan:
             return Plan(refused=f"{name} leaves no room above {_metres(target.xyz)}")
         waypoints += [
             Waypoint(above),
-            Waypoint((x, y, z), "grasp" if then == "grasp" else "release"),
+            Waypoint((x, y, z), then),
             Waypoint(above),
         ]
     return Plan(tuple(waypoints))
