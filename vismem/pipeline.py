@@ -28,6 +28,7 @@ from vismem.heads.nearest import nearest_by
 from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
+from vismem.memory.objects import ObjectSnapshot
 from vismem.memory.slots import SlotSnapshot
 from vismem.model_memory import ModelMemory, ModelSettings
 from vismem.observation import events, observation
@@ -530,6 +531,12 @@ class VisualMemory(Closeable):
     def visual(self) -> dict[str, SlotSnapshot]:
         """Immutable views of the banks of visual tokens, by stream; none for ``"moments"``."""
         return self._streams.visual()
+
+    def things(self) -> ObjectSnapshot | None:
+        """An immutable view of the things in the world; ``None`` before depth showed any place."""
+        streams = self._streams
+        with streams.lock:
+            return streams.world.snapshot()
 
     def recall(
         self,

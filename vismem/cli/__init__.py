@@ -15,6 +15,7 @@ import tyro
 from vismem.cli.demo import Demo
 from vismem.cli.detect import Detect
 from vismem.cli.machine import Bench, Info
+from vismem.cli.ros import Ros, parse_ros
 from vismem.cli.run import Run, read_preset
 from vismem.cli.stored import Ask, Export, Forget, Inspect
 from vismem.cli.track import Track
@@ -28,6 +29,7 @@ _VERBS: dict[str, type] = {
     "detect": Detect,
     "track": Track,
     "demo": Demo,
+    "ros": Ros,
     "inspect": Inspect,
     "export": Export,
     "forget": Forget,
@@ -40,6 +42,7 @@ _Verb = (
     | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Track, tyro.conf.subcommand("track")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Ros, tyro.conf.subcommand("ros")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Forget, tyro.conf.subcommand("forget")]
@@ -76,6 +79,8 @@ def _parse(words: list[str]) -> Callable[[], int]:
         preset = read_preset(words[place]) if place < len(words) else {}
         default = Run(**{"source": tyro.MISSING, **preset})
         return tyro.cli(Run, args=words[1:], prog="vismem run", default=default)
+    if words[:1] == ["ros"]:
+        return parse_ros(words[1:])
     if words[:1] and words[0] in _VERBS:
         return tyro.cli(_VERBS[words[0]], args=words[1:], prog=f"vismem {words[0]}")
     if words[:1] == ["--version"]:

@@ -19,7 +19,7 @@ from vismem.memory.objects import ObjectSnapshot
 from vismem.memory.remembered import Place, RememberedObject
 from vismem.memory.volumes import OCCLUDED, OUT_OF_VIEW, PRESENT, SEEN, THROUGH, UNKNOWN
 
-__all__ = ["Located", "Sought", "asks_where", "locate", "sought", "with_places"]
+__all__ = ["Located", "Sought", "asks_where", "locate", "sought", "state_of", "with_places"]
 
 MARGIN = 0.15  # of score: what comes as near to the best as this is named as well
 SHARE_OF_COLOR = 0.3  # of a thing's pixels: even odds that it is called by that colour
@@ -234,12 +234,17 @@ def locate(
     return tuple(replace(one, rivals=len(near) - 1) for one in near)
 
 
+def state_of(held: RememberedObject) -> str:
+    """What the newest frame with depth says of a thing's place; see `Located`."""
+    return "gone" if held.gone else _TOLD[held.told]
+
+
 def _at(
     held: RememberedObject, span: tuple[float, float], now: float, looked: float
 ) -> tuple[Place, str] | None:
     """Where a thing was in a span, and what is known of that place then; ``None`` if nothing is."""
     current = Place(held.position, held.since, held.last)
-    state = "gone" if held.gone else _TOLD[held.told]
+    state = state_of(held)
     if state == "there" and now > looked + STALE:
         state = "not looked at since"
     if span == (-math.inf, math.inf) or current.last >= span[0] and current.first <= span[1]:

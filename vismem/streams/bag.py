@@ -144,7 +144,7 @@ class BagStream(Stream):
 
     def _read(self) -> Generator[Frame, None, None]:
         pairing = Pairing(
-            fps=self._fps,
+            rates={"frames": self._fps},
             poses=self._poses,
             depth=self._depth_topic is not None,
             intrinsics=self._info_topic is not None,

@@ -8,7 +8,7 @@ its depth and its pose cannot change any more, or until too many wait behind it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ class Paired:
         pose: ``(4, 4)`` camera-to-world, or None.
         depth: The depth picture's message, or None.
         intrinsics: ``(3, 3)`` pixels, or None.
+        wanted: By which readers.
     """
 
     message: Any
@@ -44,6 +45,7 @@ class Paired:
     pose: np.ndarray | None
     depth: Any | None
     intrinsics: np.ndarray | None
+    wanted: frozenset[str] = frozenset()
 
     def frame(self, stream: str, note: Callable[[str, str], None]) -> Frame:
         """Decode it.
@@ -72,7 +74,7 @@ class Pairing:
     """The pictures of one camera that wait for what belongs to them.
 
     Args:
-        fps: Frames wanted per second, or None for every one.
+        rates: Frames wanted per second by each reader, or None for every one.
         poses: Where poses come from, if they are waited for.
         depth: Whether depth is waited for.
         intrinsics: Whether a CameraInfo is waited for.
@@ -81,7 +83,7 @@ class Pairing:
 
     Attributes:
         received: Pictures that came.
-        skipped: Of these, not wanted at ``fps``.
+        skipped: Of these, wanted by no reader.
         late: Older than one before, left out.
         jumps: How often the time jumped back by more than a picture out of order.
         without_pose: Went on without the pose that they waited for.
@@ -91,14 +93,14 @@ class Pairing:
     def __init__(
         self,
         *,
-        fps: float | None = None,
+        rates: Mapping[str, float | None],
         poses: Poses | None = None,
         depth: bool = False,
         intrinsics: bool = False,
         slop: float = 0.05,
         most: int = 16,
     ):
-        self._wants = Sampler(fps)
+        self._wants = {reader: Sampler(fps) for reader, fps in rates.items()}
         self.poses, self.slop, self.most = poses, slop, most
         self._needs_depth, self._needs_intrinsics = depth, intrinsics
         self._waiting: deque[Paired] = deque()
@@ -114,26 +116,40 @@ class Pairing:
         """Pictures that wait for what belongs to them."""
         return len(self._waiting)
 
-    def add_image(self, message: Any, time: float, received: float = 0.0) -> None:
-        """Take a picture of a time in seconds, received at a time of the reader's clock."""
+    def add_image(self, message: Any, time: float, received: float = 0.0) -> bool:
+        """Take a picture of a time in seconds, received at a time of the reader's clock.
+
+        Returns:
+            Whether somebody wants it; it will be ready then.
+        """
         index, self.received = self.received, self.received + 1
         if time < self._newest - REORDER:
             self.jumps += 1
             self.begin_anew()
         elif time < self._newest:
             self.late += 1
-            return
+            return False
         self._newest = time
-        if not self._wants(time):
+        wanted = frozenset(reader for reader, wants in self._wants.items() if wants(time))
+        if not wanted:
             self.skipped += 1
-            return
-        self._waiting.append(Paired(message, time, index, received, None, None, None))
+            return False
+        self._waiting.append(Paired(message, time, index, received, None, None, None, wanted))
+        return True
+
+    def set_rate(self, reader: str, fps: float | None) -> None:
+        """Take another rate for a reader, from the next picture on.
+
+        Raises:
+            UsageError: If it is not a number above zero.
+        """
+        self._wants[reader] = Sampler(fps)
 
     def begin_anew(self) -> None:
         """Let go of all that waits, for time jumps back; see each source of poses for its own."""
         self._release(len(self._waiting))
         self._newest = -np.inf
-        self._wants = Sampler(self._wants.fps)
+        self._wants = {reader: Sampler(wants.fps) for reader, wants in self._wants.items()}
 
     def add_depth(self, message: Any, time: float) -> None:
         """Take a depth picture of a time in seconds."""
@@ -195,7 +211,7 @@ class Pairing:
             self.without_depth += self._needs_depth and depth is None
             matrix = self._matrix_for(first.message)
             part = first.message, first.time, first.index, first.received
-            self._ready.append(Paired(*part, pose, depth, matrix))
+            self._ready.append(Paired(*part, pose, depth, matrix, first.wanted))
 
     def _matrix_for(self, message: Any) -> np.ndarray | None:
         """Of the picture's size where that is told; a compressed picture does not tell its size."""

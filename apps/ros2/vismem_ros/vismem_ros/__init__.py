@@ -1,0 +1,1 @@
+"""Starts the memory node of vismem."""
