@@ -549,3 +549,23 @@ def test_a_signature_is_asked_for_where_the_config_has_one() -> None:
         bank().write(torch.ones(1, 1), 0.0)
     with pytest.raises(ValueError, match="signature"):
         bank().write(torch.ones(1, 1), 0.0, signature=torch.tensor([torch.nan]))
+
+
+def test_a_snapshot_does_not_see_what_is_seen_again() -> None:
+    memory = bank()
+    write(memory, 0.0, 0.0)
+    before = memory.snapshot()
+    write(memory, 0.0, 5.0)
+    assert [(view.seen, view.weight) for view in before.views()] == [(0.0, 1)]
+    assert [(view.seen, view.weight) for view in memory.snapshot().views()] == [(5.0, 2)]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_tokens_are_copied_whatever_they_are_stored_as(dtype: Any) -> None:
+    memory = SpatialMemory(PLENTY, SpatialConfig(token_dim=2, max_tokens=3, dtype=dtype))
+    tokens = torch.ones(3, 2, dtype=getattr(torch, dtype))
+    points = torch.ones(3, 3)
+    memory.write(tokens, 0.0, positions=points)
+    tokens.zero_(), points.zero_()
+    (view,) = memory.snapshot().views()
+    assert view.tokens.all() and view.positions is not None and view.positions.all()

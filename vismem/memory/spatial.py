@@ -23,29 +23,18 @@ so does the only witness of a place or of an object. The budget wins over all of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vismem.geometry import is_pose
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
-from vismem.memory.views import (
-    SpatialConfig,
-    SpatialSnapshot,
-    View,
-    differences,
-    place_of,
-    signature_of,
-)
+from vismem.memory.new_view import UNKNOWN, NewView
+from vismem.memory.views import SpatialConfig, SpatialSnapshot, View, differences
 
 __all__ = ["SpatialConfig", "SpatialMemory", "SpatialSnapshot", "View"]
-
-_NOWHERE = (0, 0, 0, -1)  # the place of a view without a pose
-_UNKNOWN = -1  # the nearest of a view, while nobody needs it
 
 
 class SpatialMemory(Memory):
@@ -136,81 +125,37 @@ class SpatialMemory(Memory):
         Raises:
             ValueError: If anything does not fit or is not finite; the memory is then unchanged.
         """
-        row, look, cells, points, shown = self._checked(
-            tokens, time, grid, pose, intrinsics, positions, signature, pointer, prompted, objects
+        config, last = self.config, self._last if self._writes else None
+        check_write(tokens, time, config.token_dim, config.max_tokens, last)
+        new = NewView.checked(
+            config,
+            self._writes,
+            tokens,
+            time,
+            grid=grid,
+            pose=pose,
+            intrinsics=intrinsics,
+            positions=positions,
+            signature=signature,
+            pointer=pointer,
+            prompted=prompted,
+            objects=objects,
         )
-        if self.config.policy == "reservoir":
+        if config.policy == "reservoir":
             draw = torch.rand((), dtype=torch.float64, generator=self._generator)
-            row["draw"] = float(draw)
+            new.row["draw"] = float(draw)
         self._writes, self._last = self._writes + 1, float(time)
-        if not self._holds(row):
+        if not self._holds(new.row):
             return WriteReport(self.nbytes, dropped=1)
-        rank = self._ranks(row, look) if self._by_news else np.empty(0)
-        alike = self._alike(row, rank, shown)
+        rank = self._ranks(new.row, new.signature) if self._by_news else np.empty(0)
+        alike = self._alike(new, rank)
         if alike.any():
             self._see_again(int(np.argmin(np.where(alike, rank, math.inf))), float(time))
             return WriteReport(self.nbytes, merged=1)
-        self._add(row, look, rank, cells, points, shown)
+        self._add(new, rank)
         dropped = self._shrink()
-        held = bool(len(self) and self._rows["source"][-1] == row["source"][0])
+        held = bool(len(self) and self._rows["source"][-1] == new.row["source"][0])
         return WriteReport(self.nbytes, boundary=held, dropped=dropped)
-
-    def _checked(
-        self,
-        tokens: Tensor,
-        time: float,
-        grid: tuple[int, int] | None,
-        pose: Tensor | np.ndarray | None,
-        intrinsics: Tensor | np.ndarray | None,
-        positions: Tensor | np.ndarray | None,
-        signature: Tensor | np.ndarray | None,
-        pointer: Tensor | None,
-        prompted: bool,
-        objects: Iterable[int],
-    ) -> tuple[np.ndarray, np.ndarray, Tensor, Tensor | None, tuple[int, ...]]:
-        """A view as it is stored: its row, signature, tokens, positions and objects."""
-        config = self.config
-        last = self._last if self._writes else None
-        check_write(tokens, time, config.token_dim, config.max_tokens, last)
-        cells = tokens.detach().to("cpu", config.torch_dtype, copy=True).contiguous()
-        if not torch.isfinite(cells.half()).all():
-            raise ValueError("tokens must be within ±65504, the range of float16")
-        count = len(cells)
-        shape = (1, count) if grid is None else (int(grid[0]), int(grid[1]))
-        if min(shape) < 1 or shape[0] * shape[1] != count:
-            raise ValueError(f"a grid of {shape} does not hold {count} tokens")
-        points = None
-        if positions is not None:
-            points = torch.as_tensor(positions).detach().to("cpu", torch.float32, copy=True)
-            if tuple(points.shape) != (count, 3) or torch.isinf(points).any():
-                raise ValueError(f"positions must be ({count}, 3) metres, NaN where unknown")
-        shown = tuple(sorted({int(number) for number in objects}))
-        if config.signature_dim == 0:
-            if signature is not None:
-                raise ValueError(
-                    "the signature is made of the tokens; set signature_dim to give one"
-                )
-            signature = signature_of(cells, shape, config.blocks)
-        elif signature is None:
-            raise ValueError(f"a write needs a signature of ({config.signature_dim},)")
-
-        row = np.zeros(1, self._rows.dtype)
-        row["time"] = row["seen"] = time
-        row["source"], row["weight"], row["prompted"] = self._writes, 1, prompted
-        row["grid"], row["place"] = shape, _NOWHERE
-        row["rank"], row["nearest"] = math.inf, _UNKNOWN
-        row["bytes"] = cells.nbytes + (0 if points is None else points.nbytes) + 8 * len(shown)
-        given = {"pose": pose, "intrinsics": intrinsics, "pointer": pointer}
-        for name, value in given.items():
-            row[name] = math.nan
-            if value is not None:
-                row[name] = _finite(name, value, row[name].shape[1:], row.dtype[name].base)
-        look = _finite("signature", signature, (config.signature_width,), np.dtype("f4"))
-        if pose is not None:
-            if not is_pose(row["pose"][0]):
-                raise ValueError("a pose is a rigid (4, 4) camera-to-world transform")
-            row["place"] = place_of(row["pose"][0], config.place)
-        return row, look, cells, points, shown
 
     @property
     def _by_news(self) -> bool:
@@ -230,20 +175,20 @@ class SpatialMemory(Memory):
 
     # ------------------------------------------------------------------ what is news
 
-    def _ranks(self, row: np.ndarray, look: np.ndarray) -> np.ndarray:
+    def _ranks(self, row: np.ndarray, signature: np.ndarray) -> np.ndarray:
         """How far a view is from each view held, ``(V,)``: below 1 in its place, else from 1 to 2.
 
         ``d / (1 + d)`` keeps the order of the mean absolute difference ``d`` of the signatures.
         """
-        away = differences(self._signatures, look).astype(np.float64)
+        away = differences(self._signatures, signature).astype(np.float64)
         return away / (1.0 + away) + (self._rows["place"] != row["place"]).any(1)
 
-    def _alike(self, row: np.ndarray, rank: np.ndarray, shown: tuple[int, ...]) -> np.ndarray:
+    def _alike(self, new: NewView, rank: np.ndarray) -> np.ndarray:
         """Beside which views held one is no news, ``(V,)`` bool; none if it is taken anyway."""
         same = rank < 1.0
-        of_new_place = row["place"][0, 3] >= 0 and not same.any()
-        of_new_object = not set(shown) <= set(chain.from_iterable(self._objects))
-        if row["prompted"][0] or of_new_place or of_new_object:
+        of_new_place = new.row["place"][0, 3] >= 0 and not same.any()
+        of_new_object = not set(new.objects) <= set(chain.from_iterable(self._objects))
+        if new.row["prompted"][0] or of_new_place or of_new_object:
             return np.zeros(len(rank), bool)
         alike = rank % 1.0 <= self.config.novelty / (1.0 + self.config.novelty)
         return alike & same if self.config.policy == "place" else alike
@@ -254,27 +199,19 @@ class SpatialMemory(Memory):
         self._rows["seen"][number] = time
         self._rows["weight"][number] += 1
 
-    def _add(
-        self,
-        row: np.ndarray,
-        look: np.ndarray,
-        rank: np.ndarray,
-        cells: Tensor,
-        points: Tensor | None,
-        shown: tuple[int, ...],
-    ) -> None:
+    def _add(self, new: NewView, rank: np.ndarray) -> None:
         """Hold a view, and let it and those held know their nearest."""
-        self._rows = np.concatenate([self._rows, row])
-        self._signatures = np.concatenate([self._signatures, look[None]])
+        self._rows = np.concatenate([self._rows, new.row])
+        self._signatures = np.concatenate([self._signatures, new.signature[None]])
         if len(rank):
             # Of equals the newer is the nearest: it stays longer, and less is looked up again.
             closer = np.append(rank <= self._rows["rank"][:-1], False)
             self._rows["rank"][closer] = rank[closer[:-1]]
-            self._rows["nearest"][closer] = row["source"]
+            self._rows["nearest"][closer] = new.row["source"]
             self._look_up(len(rank), rank)
-        self._tokens += (cells,)
-        self._positions += (points,)
-        self._objects += (shown,)
+        self._tokens += (new.tokens,)
+        self._positions += (new.positions,)
+        self._objects += (new.objects,)
 
     def _look_up(self, number: int, rank: np.ndarray) -> None:
         """Find the nearest of a view among others of given ranks, the newest of equals."""
@@ -290,7 +227,7 @@ class SpatialMemory(Memory):
         while not self._holds(self._rows):
             number = self._least()
             # Without its nearest a view's rank is too low, but not too high: it matters only here.
-            while self._by_news and self._rows["nearest"][number] == _UNKNOWN and len(self) > 1:
+            while self._by_news and self._rows["nearest"][number] == UNKNOWN and len(self) > 1:
                 rank = self._ranks(self._rows[number : number + 1], self._signatures[number])
                 rank[number] = math.inf
                 self._look_up(number, rank)
@@ -343,7 +280,7 @@ class SpatialMemory(Memory):
         for name in ("_tokens", "_positions", "_objects"):
             held = getattr(self, name)
             setattr(self, name, held[:number] + held[number + 1 :])
-        self._rows["nearest"][self._rows["nearest"] == gone] = _UNKNOWN
+        self._rows["nearest"][self._rows["nearest"] == gone] = UNKNOWN
 
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget, at once; reports what that dropped."""
@@ -409,20 +346,3 @@ class SpatialMemory(Memory):
         self._writes, self._last, self._generator = writes, last, generator
         self._tokens, self._objects = tuple(tokens), tuple(objects)
         self._positions = tuple(next(points) if known else None for known in located)
-
-
-def _finite(name: str, value: Any, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Take numbers of a known shape as they are stored.
-
-    Raises:
-        ValueError: If the shape is another, or a number is not finite.
-    """
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().double().numpy()
-    with np.errstate(over="ignore"):
-        numbers = np.asarray(value).astype(dtype)
-    if numbers.shape != tuple(shape):
-        raise ValueError(f"the {name} must be {tuple(shape)}, not {numbers.shape}")
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"the {name} holds NaN or infinity; leave it out where it is unknown")
-    return numbers
