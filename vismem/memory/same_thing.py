@@ -51,7 +51,10 @@ def find_replaced(
     own = inside(place, size, seen.position, seen.extent.double())
     own[pairs.rows] = 0
     theirs = inside(seen.position, seen.extent.double(), place, size).T
-    theirs[:, pairs.things] = 0  # a neighbour that is known, not what took the place
+    # A neighbour that was known beside it did not take its place.
+    since = torch.full((len(seen),), torch.inf, dtype=torch.float64)
+    since[pairs.things] = held["first"][pairs.rows]
+    theirs = theirs.masked_fill(since <= held["last"][:, None], 0)
     other = likeness(seen.look, held["looks"]).T < config.alike
     hidden = (own >= 0.5).any(1) & (told == PRESENT)
     taken = ((theirs >= 0.5) & (own < 0.5) & other).any(1) & (told == PRESENT)
