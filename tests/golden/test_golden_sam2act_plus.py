@@ -15,8 +15,9 @@ from vismem.models.sam2act import KeyframeMemory, Layout, token_rows
 
 # In double precision the loops are up to 1.5e-5 from the arrays, fed back up to 2.6e-4.
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 4e-5}  # their own tolerance is 1e-4
-FED_BACK: dict[str, Any] = {"rtol": 0, "atol": 5e-4}  # 2e-3
-SUMS: dict[str, Any] = {"rtol": 1e-6, "atol": 0}  # 1e-4
+# Fed back, another order of a sum alone moves results by some 1e-4.
+FED_BACK: dict[str, Any] = {"rtol": 0, "atol": 1e-3}  # 2e-3
+SUMS: dict[str, Any] = {"rtol": 1e-5, "atol": 0}  # 1e-4
 
 GIVEN = pytest.mark.parametrize("case", golden("sam2act_plus", "keyframe_loop*__inputs.npz"))
 CLOSED = pytest.mark.parametrize("case", golden("sam2act_plus", "keyframe_closed*__inputs.npz"))
