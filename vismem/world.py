@@ -39,12 +39,12 @@ class World:
     @property
     def budget(self) -> int:
         """Bytes set aside for it."""
-        return self.objects.budget.bytes if self.objects else 0
+        return self.objects.budget.bytes if self.objects is not None else 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.objects.nbytes if self.objects else 0
+        return self.objects.nbytes if self.objects is not None else 0
 
     def begin(self, budget: int, tensors: Mapping[str, Tensor]) -> bool:
         """Set a share aside for the first frame that shows places; whether it was done just now.
@@ -83,7 +83,7 @@ class World:
 
     def forget(self, start: float, end: float) -> int:
         """Give up what was seen in a span of time; how many things are gone."""
-        return self.objects.forget(start, end) if self.objects else 0
+        return self.objects.forget(start, end) if self.objects is not None else 0
 
     def expire(self, age: float) -> int:
         """Give up what is older than an age in seconds; how many things that changed."""
@@ -93,7 +93,7 @@ class World:
 
     def snapshot(self) -> ObjectSnapshot | None:
         """An immutable view; ``None`` where no frame ever showed places."""
-        return self.objects.snapshot() if self.objects else None
+        return self.objects.snapshot() if self.objects is not None else None
 
     def state(self) -> dict[str, Tensor]:
         """Everything, as tensors; nothing where there is nothing."""
