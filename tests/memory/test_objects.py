@@ -210,6 +210,12 @@ def test_a_vote_is_taken_back_when_the_thing_is_seen() -> None:
     assert not held(memory_of(*[seen((1, A))] * 3, *once, *once, *once))[0].gone
 
 
+def test_a_vote_is_taken_back_where_the_depth_is_its_own() -> None:
+    """Also where no thing was made out: the place is not empty."""
+    there = blind(seen(), 1480)
+    assert not held(memory_of(*[seen((1, A))] * 3, seen(), there, seen(), there))[0].gone
+
+
 def blind(frame: dict[str, Tensor], value: int) -> dict[str, Tensor]:
     return frame | {"near": torch.full_like(frame["near"], value)}
 
