@@ -74,7 +74,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     z, p = 1.96, right / n
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def merge(results: Sequence[dict]) -> tuple[dict[Key, Cell], dict[str, dict[str, float]]]:
