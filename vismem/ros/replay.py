@@ -77,18 +77,16 @@ def replay(
         raise SourceError(
             f"cannot read {bag} as a ROS bag: {' '.join(str(error).split())}"
         ) from error
-    with reader:
+    rclpy.init()
+    node = Node("vismem_replay")
+    try:
         if not all(isinstance(part, Reader) for part in reader.readers):
             raise UsageError(f"{bag} is of ROS 1; run: rosbags-convert --src {bag} --dst NEW")
-        rclpy.init()
-        node = Node("vismem_replay")
-        try:
-            return _Player(node, reader, remap or {}, patience).play(
-                rate, clock, lockstep, under_way
-            )
-        finally:
-            node.destroy_node()
-            rclpy.try_shutdown()
+        return _Player(node, reader, remap or {}, patience).play(rate, clock, lockstep, under_way)
+    finally:
+        reader.close()
+        node.destroy_node()
+        rclpy.try_shutdown()
 
 
 class _Player:

@@ -91,10 +91,10 @@ class Peer:
         self.until(made.get_subscription_count, f"nobody listens to {topic}")
         return made
 
-    def call(self, kind: Any, name: str, *, again: float = PATIENCE, **fields: Any) -> Any:
+    def call(self, kind: Any, service: str, /, *, again: float = PATIENCE, **fields: Any) -> Any:
         """Ask a service; once more after ``again`` seconds without an answer."""
-        client = self.node.create_client(kind, name)
-        self.until(client.service_is_ready, f"no service {name}")
+        client = self.node.create_client(kind, service)
+        self.until(client.service_is_ready, f"no service {service}")
         end = time.monotonic() + PATIENCE
         while True:
             future = client.call_async(kind.Request(**fields))
@@ -104,7 +104,7 @@ class Peer:
             if future.done():
                 self.node.destroy_client(client)
                 return future.result()
-            assert time.monotonic() < end, f"no answer of {name}"
+            assert time.monotonic() < end, f"no answer of {service}"
 
     def state(self, name: str) -> str:
         # The first answer may be lost: its way back is discovered after the service.
