@@ -28,7 +28,7 @@ class KeyCache:
     name and by its tokens, and all is made anew when weights change: the cache is never stale. It
     holds ``layers * C`` numbers a token, many times what the bank does, and no more views than one
     read has. At SAM 2's sizes, seven views of 64 x 64 cells, that is 235 MB, and spares four fifths
-    of the time of the keys but only one fortieth of the whole read: attention itself is the rest.
+    of the time of the keys but only some 4 % of the whole read: attention itself is the rest.
 
     Example:
         >>> cache = KeyCache()
