@@ -156,6 +156,7 @@ def absent(episode: Episode) -> list[Asked]:
     there = {called(thing) for thing in episode.things}
     used = {thing.colour for thing in episode.things}
     names = [f"{color} {shape}" for color in COLORS for shape in SHAPES]
+    names.remove("grey block")  # the cups are
     near_miss = [n for n in names if n not in there and n.split()[0] in used]
     far = [n for n in names if n.split()[0] not in used]
     picked = [str(episode.generator.choice(group)) for group in (near_miss, far)]
