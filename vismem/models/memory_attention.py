@@ -7,8 +7,8 @@ it (axial rotary positions); tokens without a place, the object pointers, stand 
 Memories are 64 wide and keys 256, and the weights of a softmax sum to one. So in evaluation the
 values are memories themselves and are projected after they were averaged: see
 `vismem.kernels.mem_xattn`. On one thread of a processor, at 64 x 64 cells and seven memories, the
-whole module takes a little over half the time for it. In training values are projected first, as published,
-and weights are dropped at random.
+whole module takes a little over half the time for it. In training values are projected first, as
+published, and weights are dropped at random.
 
 Source: Ravi et al., "SAM 2: Segment Anything in Images and Videos", https://arxiv.org/abs/2408.00714;
 github.com/facebookresearch/sam2. The grid may have any two sides here, and tokens are batch first.
