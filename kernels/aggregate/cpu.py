@@ -45,22 +45,23 @@ def aggregate(
         mask = mask.expand(batch, heads, q.shape[2], k.shape[2])
     if pays(q.shape[2], k.shape[2], query, keys, values, *([] if bias is None else [bias])):
         seen = _tiled(q, k, v, mask)
-        return seen if some is None else seen.where(some, 0.0)
-    seen = scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
+    else:
+        seen = scaled_dot_product_attention(q, k, v, mask)
+    seen = seen.transpose(1, 2).flatten(2)
     return seen if some is None else seen.where(some, 0.0)
 
 
 def _tiled(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention of ``(B, H, M, D)`` tile by tile, ``(B, M, H * D)``."""
+    """Attention of ``(B, H, M, D)`` tile by tile."""
     batch, heads, count, width = q.shape
-    seen = q.new_empty(batch, count, heads, width)
+    seen = q.new_empty(batch, count, heads, width).transpose(1, 2)
     for b in range(batch):
         for h in range(heads):
             hidden = None if mask is None else mask[b, h]
             if hidden is not None and hidden.dtype == torch.bool:
                 hidden = torch.zeros_like(hidden, dtype=q.dtype).masked_fill_(~hidden, -math.inf)
-            seen[b, :, h] = attend(q[b, h], k[b, h], v[b, h], width**-0.5, hidden)
-    return seen.flatten(2)
+            seen[b, h] = attend(q[b, h], k[b, h], v[b, h], width**-0.5, hidden)
+    return seen
 
 
 def gather(rows: Tensor, index: Tensor) -> Tensor:

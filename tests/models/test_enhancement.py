@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vismem.models.enhancement import (
     GeneralizedEnhancement,
     GroupedValueAttention,
-    MemoryAttention,
+    RowAttention,
     SelsaAttention,
     enhance_map,
 )
@@ -58,7 +58,7 @@ def where(mask: Tensor) -> Tensor:
 # --------------------------------------------------------------------------- the published forms
 
 
-def geo_as_coded(module: MemoryAttention, x: Tensor, keys: Tensor) -> Tensor:
+def geo_as_coded(module: RowAttention, x: Tensor, keys: Tensor) -> Tensor:
     """Per-head averages of the raw keys, then a grouped convolution; head by head."""
     width, parts = module.dim // module.heads, []
     q, k = module.query(x), module.key(keys)
@@ -181,7 +181,7 @@ def test_without_keys_it_is_the_identity_whatever_it_learned() -> None:
 
 
 @pytest.mark.parametrize("form", [GeneralizedEnhancement, SelsaAttention, GroupedValueAttention])
-def test_streams_together_are_as_streams_apart(form: type[MemoryAttention]) -> None:
+def test_streams_together_are_as_streams_apart(form: type[RowAttention]) -> None:
     enhance = random_weights(form(8, 2)).eval()
     lengths, x = (4, 1, 6), noise(3, 5, 8)
     rows = noise(3, 6, 8, seed=1)
@@ -306,7 +306,7 @@ def test_the_version_tells_when_projections_are_stale() -> None:
 
 
 @pytest.mark.parametrize("form", [SelsaAttention, GroupedValueAttention])
-def test_a_map_is_its_cells_row_by_row(form: type[MemoryAttention]) -> None:
+def test_a_map_is_its_cells_row_by_row(form: type[RowAttention]) -> None:
     module, features, keys = random_weights(form(8, 2)), noise(2, 8, 3, 5), noise(4, 8, seed=1)
     enhanced = enhance_map(module, features, keys)
     for y in range(3):

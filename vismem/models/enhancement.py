@@ -28,7 +28,7 @@ from vismem.models.geometry_bias import GeometryBias
 __all__ = [
     "GeneralizedEnhancement",
     "GroupedValueAttention",
-    "MemoryAttention",
+    "RowAttention",
     "Projected",
     "SelsaAttention",
     "enhance_map",
@@ -48,7 +48,7 @@ class Projected(NamedTuple):
     value: Tensor
 
 
-class MemoryAttention(nn.Module):
+class RowAttention(nn.Module):
     """Attention from the features of a frame to the rows of a memory.
 
     State dicts load under the published names of the layers as well: ``fc_embed``,
@@ -122,7 +122,7 @@ class MemoryAttention(nn.Module):
         return seen if x.ndim == 3 else seen[0]
 
 
-class SelsaAttention(MemoryAttention):
+class SelsaAttention(RowAttention):
     """The published form of four linear layers, with PyTorch's own initialisation.
 
     Example:
@@ -140,12 +140,12 @@ class SelsaAttention(MemoryAttention):
         Args:
             x: ``(Q, C)`` or ``(B, Q, C)``.
             keys: ``(N, C)`` or ``(B, N, C)``.
-            **more: Of `MemoryAttention.attention`.
+            **more: Of `RowAttention.attention`.
         """
         return self.attention(x, keys, **more)
 
 
-class GroupedValueAttention(MemoryAttention):
+class GroupedValueAttention(RowAttention):
     """The published form without output projection, "GEO".
 
     Args:
@@ -180,7 +180,7 @@ class GroupedValueAttention(MemoryAttention):
         Args:
             x: ``(Q, C)`` or ``(B, Q, C)``.
             keys: ``(N, C)`` or ``(B, N, C)``, at least one.
-            **more: Of `MemoryAttention.attention`.
+            **more: Of `RowAttention.attention`.
         """
         y = self.attention(x, keys, **more)
         if self.keep is None:
@@ -188,7 +188,7 @@ class GroupedValueAttention(MemoryAttention):
         return y if self.training else self.keep * x + (1 - self.keep) * y
 
 
-class GeneralizedEnhancement(MemoryAttention):
+class GeneralizedEnhancement(RowAttention):
     """Features enhanced by memory; at first, and wherever there is no key, exactly themselves.
 
     Attention to a key is raised by the logarithm of its score, so that a row counts as much as the
