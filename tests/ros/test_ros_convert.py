@@ -176,8 +176,13 @@ def test_a_goal_stands_before_the_thing_and_faces_it():
 
 def test_names(tiny):
     assert thing_name(thing(), tiny) == "red block"
-    assert thing_name(thing(labels={1: 0.9}), tiny) == "red dog"
-    assert thing_name(thing(labels={1: 0.3}, color=torch.full((12,), 1 / 12)), tiny) == "block"
+    assert thing_name(thing(labels={1: 0.9}), tiny) == "red block"
+    odd = torch.tensor([0.4, 0.3, 0.3])
+    assert thing_name(thing(labels={1: 0.9}, shape=odd), tiny) == "red dog"
+    assert (
+        thing_name(thing(labels={1: 0.3}, shape=odd, color=torch.full((12,), 1 / 12)), tiny)
+        == "block"
+    )
 
 
 def test_the_definitions_are_in_the_build(store):

@@ -23,6 +23,7 @@ from vismem.sightings import SHAPES
 
 __all__ = ["Messages", "goal_before", "thing_name"]
 
+PLAIN_SHAPE = 0.75  # likelihood of a shape from which it names a thing before any label
 MOST_SECONDS = 2**31 - 1  # that a stamp can hold
 
 
@@ -61,10 +62,11 @@ def goal_before(place: Sequence[float], eye: Sequence[float] | None, standoff: f
 
 
 def thing_name(thing: RememberedObject, encoder: Encoder) -> str:
-    """What a thing is called: by its colour, and by a label that is sure or else by its shape."""
+    """What a thing is called: its colour, and its shape where that is plain or else a label."""
     label, score = max(thing.labels.items(), key=lambda item: item[1], default=(-1, 0.0))
     known = 0 <= label < len(encoder.label_names) and score >= LEAST_TOLD
-    noun = encoder.label_names[label] if known else SHAPES[int(thing.shape.argmax())]
+    plain = float(thing.shape.max()) >= PLAIN_SHAPE
+    noun = SHAPES[int(thing.shape.argmax())] if plain or not known else encoder.label_names[label]
     color = int(thing.color.argmax())
     return f"{COLORS[color]} {noun}" if thing.color[color] >= SHARE_OF_COLOR else noun
 
