@@ -114,7 +114,7 @@ def draw(path: Path, episode: Episode, name: str, truth: Any, told: dict[str, An
     tip = stand + 0.15 * np.array([math.cos(ahead), math.sin(ahead), 0])
     cv2.arrowedLine(area, at(stand), at(tip), (30, 60, 200), 3, cv2.LINE_AA, tipLength=0.4)
     text = told["reply"].answer
-    lines = [f"where was the {name}?", text[: text.find(", seen")]]
+    lines = [f"where was the {name}?", text[: text.find(" (")]]
     error = 100 * np.linalg.norm(xyz(found) - truth)
     notes = ("seen", "then everything is covered", f"{error:.1f} cm from the truth (green)")
     page = np.full((size + 70, 3 * 480, 3), 255, np.uint8)

@@ -8,11 +8,12 @@ import torch
 from ros_packages import ROOT, definitions
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
+import vismem as vm
 from vismem.detections import Detections
 from vismem.heads.answer import Answer, Moment
 from vismem.heads.locate import Located
 from vismem.memory.remembered import RememberedObject
-from vismem.ros.convert import Messages, goal_before, quaternion_of, thing_name
+from vismem.ros.convert import Messages, camera_at, goal_before, quaternion_of, thing_name
 from vismem.streams.messages import pose_of
 
 # What vision_msgs 4 defines, as far as it is used.
@@ -192,3 +193,17 @@ def test_the_definitions_are_in_the_build(store):
     ]
     assert len(files) == 10
     assert all(f'"{path.parent.name}/{path.name}"' in build for path in files)
+
+
+def test_where_the_camera_was(tiny):
+    with vm.VisualMemory("1MB", encoder=tiny) as memory:
+        for number in range(4):
+            pose = np.eye(4)
+            pose[0, 3] = number
+            image = np.full((12, 16, 3), 60 * number, np.uint8)
+            memory.write(vm.Frame(image, 10.0 * number, pose=pose if number else None))
+        memory.flush()
+        streams = memory.snapshots()
+    assert camera_at(streams.values(), 21.0)[0, 3] == 2
+    assert camera_at(streams.values(), 0.0)[0, 3] == 1  # the first has none
+    assert camera_at([], 0.0) is None

@@ -7,21 +7,23 @@ They may be those of rclpy or, in tests, of rosbags. The other direction is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from vismem.detections import Detections
 from vismem.encoders.base import Encoder
 from vismem.encoders.color import COLORS
 from vismem.heads.answer import LEAST_TOLD, Answer, Moment
 from vismem.heads.locate import SHARE_OF_COLOR, Located, state_of
+from vismem.memory.episodic import EpisodicSnapshot
 from vismem.memory.remembered import RememberedObject
 from vismem.sightings import SHAPES
 
-__all__ = ["Messages", "goal_before", "thing_name"]
+__all__ = ["Messages", "camera_at", "goal_before", "quaternion_of", "thing_name"]
 
 PLAIN_SHAPE = 0.75  # likelihood of a shape from which it names a thing before any label
 MOST_SECONDS = 2**31 - 1  # that a stamp can hold
@@ -59,6 +61,23 @@ def goal_before(place: Sequence[float], eye: Sequence[float] | None, standoff: f
     pose[:2, 0] = -away
     pose[:2, 1] = away[1], -away[0]
     return pose
+
+
+def camera_at(streams: Iterable[EpisodicSnapshot], seconds: float) -> np.ndarray | None:
+    """Where a camera was nearest to a time, ``(4, 4)`` camera-to-world; None if that is not known.
+
+    Args:
+        streams: Moments of each stream.
+        seconds: The time.
+    """
+    best, nearest = None, math.inf
+    for moments in streams:
+        poses, peaks = moments.column("pose"), moments.column("peak")
+        for row in torch.nonzero(poses.isfinite().all((1, 2)))[:, 0].tolist():
+            away = abs(float(peaks[row]) - seconds)
+            if away < nearest:
+                best, nearest = poses[row].double().numpy(), away
+    return best
 
 
 def thing_name(thing: RememberedObject, encoder: Encoder) -> str:

@@ -101,7 +101,7 @@ SETTINGS: tuple[Setting, ...] = (
         "Of pictures, depth and camera_info.",
         choices=("best_effort", "reliable"),
     ),
-    Setting("queue", 5, "Messages that each sensor's subscription holds.", 1, 10000),
+    Setting("queue", 30, "Messages of a sensor that wait while the machine is busy.", 1, 10000),
     Setting("depth", False, "Wait for a depth picture and the camera's matrix."),
     Setting(
         "pose_source",

@@ -18,7 +18,7 @@ from vismem_msgs.srv import Forget, Load, Query, Save
 from vismem.errors import UsageError, VismemError
 from vismem.heads.answer import Answer
 from vismem.pipeline import VisualMemory
-from vismem.ros.convert import goal_before
+from vismem.ros.convert import camera_at, goal_before
 from vismem.streams.messages import seconds_of
 
 if TYPE_CHECKING:
@@ -161,22 +161,24 @@ class Services:
         node.health.count("asked")
         if answer.abstained or not node.recall_pose.is_activated:
             return
-        seen = next((m.pose for m in answer.moments if m.pose is not None), None)
-        eye = None if seen is None else [row[3] for row in seen[:3]]
         stamped = node.messages.pose_stamped
         if answer.places:
             best = answer.places[0]
             place = np.eye(4)
             place[:3, 3] = best.position
             node.recall_pose.publish(stamped(best.last, place))
+            camera = camera_at(self._memory.snapshots().values(), best.last)
+            eye = None if camera is None else camera[:3, 3].tolist()
             goal = goal_before(best.position, eye, node.value("standoff"))
             node.goal_pose.publish(stamped(best.last, goal))
-        elif seen is not None and eye is not None:
-            # Where the camera was when it saw it, with the robot's axes: x is ahead.
-            matrix = np.asarray(seen, np.float64)
-            node.recall_pose.publish(stamped(answer.moments[0].time, matrix))
-            ahead = (matrix[:3, 3] + matrix[:3, 2]).tolist()
-            node.goal_pose.publish(stamped(answer.moments[0].time, goal_before(ahead, eye, 1.0)))
+            return
+        seen = next((moment for moment in answer.moments if moment.pose is not None), None)
+        if seen is not None:  # the goal is where the camera was, looking as it did
+            matrix = np.asarray(seen.pose, np.float64)
+            node.recall_pose.publish(stamped(seen.time, matrix))
+            eye, ahead = matrix[:3, 3], matrix[:3, 3] + matrix[:3, 2]
+            goal = goal_before(ahead.tolist(), eye.tolist(), math.hypot(*matrix[:2, 2]))
+            node.goal_pose.publish(stamped(seen.time, goal))
 
     # ------------------------------------------------------------------ changes
 
