@@ -81,7 +81,8 @@ def test_the_hidden_things_are_where_the_answer_says(recall):
     for name in ("find_hidden", "update", "swap", "sweep", "absent"):
         family = recall.tasks.FAMILIES[name]
         with family.table() as table:
-            for _ in range(6):
+            # Few pairs of swaps depend on their order.
+            for _ in range(60 if name == "swap" else 6):
                 answer = int(rng.integers(family.answers))
                 content = family.draw([5, int(rng.integers(1000))], answer)
                 table.reset()
