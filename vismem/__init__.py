@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from vismem.heads.answer import Answer, Moment
     from vismem.memory.base import Budget, Memory, Recall
     from vismem.memory.episodic import EpisodicConfig, EpisodicMemory
+    from vismem.memory.spatial import SpatialConfig, SpatialMemory
     from vismem.model_memory import ModelSettings
     from vismem.models.detector import MemoryDetector
+    from vismem.models.mask_tracker import MaskTracker
     from vismem.models.video_llm import VideoLLM
     from vismem.pipeline import VisualMemory
     from vismem.streams import Stream, open_stream
@@ -38,12 +40,15 @@ _HOMES = {
     "EpisodicConfig": "vismem.memory.episodic",
     "EpisodicMemory": "vismem.memory.episodic",
     "Frame": "vismem.frame",
+    "MaskTracker": "vismem.models.mask_tracker",
     "Memory": "vismem.memory.base",
     "MemoryDetector": "vismem.models.detector",
     "ModelSettings": "vismem.model_memory",
     "Moment": "vismem.heads.answer",
     "Recall": "vismem.memory.base",
     "SourceError": "vismem.errors",
+    "SpatialConfig": "vismem.memory.spatial",
+    "SpatialMemory": "vismem.memory.spatial",
     "StoreError": "vismem.errors",
     "Stream": "vismem.streams",
     "UsageError": "vismem.errors",
@@ -61,12 +66,15 @@ __all__ = [
     "EpisodicConfig",
     "EpisodicMemory",
     "Frame",
+    "MaskTracker",
     "Memory",
     "MemoryDetector",
     "ModelSettings",
     "Moment",
     "Recall",
     "SourceError",
+    "SpatialConfig",
+    "SpatialMemory",
     "StoreError",
     "Stream",
     "UsageError",
