@@ -4,7 +4,7 @@ Each scene is drawn by MuJoCo and recorded as a bag (`vismem.ros.record_bag`); `
 plays it to a node that knows nothing but its topics. Asked where the thing was, the node answers a
 service and publishes the place and a goal before it; both are compared with the truth.
 
-    MUJOCO_GL=osmesa ros/bin/python benchmarks/ros_robot.py --picture docs/ros.png
+    MUJOCO_GL=osmesa ~/ros/bin/python benchmarks/ros_robot.py --picture docs/ros.png
 """
 
 from __future__ import annotations

@@ -216,11 +216,11 @@ class MemoryNode(LifecycleNode):
             else ("vismem_msgs", "RememberedObjectArray")
         )
         boxes = "Detection2DArray" if vision else "DetectionArray"
-        sensor_data = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+        newest = QoSProfile(depth=10)
         made = [
             self.create_lifecycle_publisher(kind, f"~/{topic}", qos)
             for kind, topic, qos in (
-                (message_type(f"{package}/msg/{boxes}"), "detections", sensor_data),
+                (message_type(f"{package}/msg/{boxes}"), "detections", newest),
                 (message_type(f"{package}/msg/{objects}"), "objects", LATCHED),
                 (MarkerArray, "markers", LATCHED),
                 (PoseStamped, "recall_pose", LATCHED),
@@ -299,7 +299,10 @@ class MemoryNode(LifecycleNode):
         for parameter in parameters:
             name, value = parameter.name, parameter.value
             if name == "budget" and self.memory:
-                self.memory.change(budget=value)
+                try:
+                    self.memory.change(budget=value)
+                except VismemError as error:
+                    self.health.note("failed", str(error))
             if name in ("max_age", "min_rate"):
                 setattr(self.health, name, value)
             reader = {"fps": "memory", "detect_rate": "detect"}.get(name)

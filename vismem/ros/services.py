@@ -41,6 +41,7 @@ class Services:
         self._node = node
         self._asking = threading.Semaphore(MOST_ASKS)
         self._changing = threading.Lock()  # one load, reset or save at a time
+        self._place = Path(node.value("path"))
         made = {
             "query": (Query, self._query),
             "forget": (Forget, self._forget),
@@ -210,7 +211,7 @@ class Services:
                 place = self._beside(request.name)
                 memory.copy(place)
             else:
-                place = Path(self._node.value("path"))
+                place = self._place
                 memory.save()
         response.path, response.bytes = str(place), memory.describe()["bytes"]
 
@@ -229,6 +230,7 @@ class Services:
             else:
                 node.memory = new
             old.close()
+            self._place = place
         response.frames = new.describe()["frames"]
 
     def _reset(self, request: Any, response: Any) -> None:

@@ -218,7 +218,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     def start(
         *remaps: str, name: str = "vismem", env: dict[str, str] | None = None, **parameters: Any
     ) -> Process:
-        given = {"image_transport": "raw", **parameters}
+        # Reliable, or a first picture is lost where the node has not discovered its sender yet.
+        given = {"image_transport": "raw", "image_reliability": "reliable", **parameters}
         words = [word for remap in (f"__node:={name}", *remaps) for word in ("-r", remap)]
         for key, value in given.items():
             shown = str(value).lower() if isinstance(value, bool) else str(value)

@@ -77,7 +77,7 @@ def test_questions_and_changes(peer, start, frames, tmp_path):
 
 
 def test_slow_questions_hold_up_no_camera(peer, start, frames):
-    start(fps=0.0, detect="none", image_reliability="reliable", queue=50)
+    start(fps=0.0, detect="none", queue=50)
     peer.ready()
     images = peer.publisher(Image, "image", 50)
     received = peer.arrive(images, peer.raw(frames[0]))

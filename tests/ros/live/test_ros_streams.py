@@ -13,7 +13,7 @@ COUNT = 150  # five seconds
 
 @pytest.mark.parametrize("transport", ["raw", "compressed"])
 def test_no_picture_is_lost(peer, start, frames, transport):
-    start(image_transport=transport, detect_rate=1.0)
+    start(image_transport=transport, image_reliability="best_effort", detect_rate=1.0)
     boxes = peer.collect(DetectionArray, "/vismem/detections")
     kind, topic = (Image, "image") if transport == "raw" else (CompressedImage, "image/compressed")
     make = peer.raw if transport == "raw" else peer.jpeg
