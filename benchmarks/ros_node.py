@@ -2,7 +2,7 @@
 
 Run by a Python that has rclpy and vismem_msgs (scripts/ros_env.sh makes one):
 
-    ~/ros/bin/python benchmarks/ros_node.py            # a minute each; --seconds 10 for a quick look
+    ros/bin/python benchmarks/ros_node.py            # a minute each; --seconds 10 for a quick look
 
 Everything runs on this machine, cameras and nodes in processes of their own. Received, late and
 dropped are the node's own counts; latency is from the stamp of a picture to the arrival of its
