@@ -15,5 +15,5 @@ PLANTED = [
     (KERNEL, "rows.masked_fill(none, -1)", "rows"),
     (CPU, "most @ up + least @ down", "least @ up + most @ down"),
     ("kernels/best.py", "<< 32) | (LAST - places)", "<< 32) | places"),
-    (CPU, 'masked_fill(found == float("-inf"), -1)', 'masked_fill(found == 0, -1)'),
+    (CPU, 'masked_fill(found == float("-inf"), -1)', "masked_fill(found == 0, -1)"),
 ]
