@@ -190,6 +190,11 @@ def verdicts(results: Sequence[dict]) -> list[str]:
                     f"LOSES: {name} at delay {delay}: {OURS} {mine.right / mine.n:.2f}, "
                     f"but {', '.join(better)}"
                 )
+        if ours.gone and ours.both < 0.9 * ours.gone:
+            lines.append(
+                f"FAILS: {name}: {OURS} says of {_share(ours.both, ours.gone, 2)} of what is gone "
+                "that it is"
+            )
         if ours.right / ours.n < 0.9:
             lines.append(
                 f"FAILS: {name}: {OURS} is right in {ours.right / ours.n:.2f} of all; the cue is "

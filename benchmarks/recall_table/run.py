@@ -10,7 +10,7 @@ all frames, which no budget allows. The oracle map, the simulator's state, is al
 
 Columns: share of right answers with 32 frames of delay and its 95 % interval (Wilson), and from
 seed to seed; with the memory of another episode (`foreign`), which must bring a memory that is used
-to chance, and with blanked pictures (`zero`); at each delay; `5 cm`: the place is that near;
+to chance, and with a blank one (`zero`); at each delay; `5 cm`: the place is that near;
 `stale`: what was true before is answered, where something changed; `cue`: the cue is still held;
 bytes; writes a second and milliseconds a question (one thread). Chance, the most frequent answer
 and the best constant place are floors. A family on which a floor without memory (those, the last

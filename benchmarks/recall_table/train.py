@@ -66,8 +66,10 @@ class Frames:
         shots = shots.to(self.device)
         shots = shots[:, : int((shots >= 0).sum(1).max())]
         tokens = self.tokens[shots.clamp(min=0)]
-        tokens = torch.zeros_like(tokens) if blank else tokens
-        return reader(tokens, self.positions[shots.clamp(min=0)], shots >= 0, query)
+        positions = self.positions[shots.clamp(min=0)]
+        if blank:  # where cells lie tells a little of what stands there
+            tokens, positions = torch.zeros_like(tokens), torch.zeros_like(positions)
+        return reader(tokens, positions, shots >= 0, query)
 
 
 def _steps(

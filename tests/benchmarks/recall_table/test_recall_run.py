@@ -179,6 +179,9 @@ def test_losses_failures_and_suspects_are_said(recall):
     told = "\n".join(recall.report.verdicts([result(recall, novelty=0.5, reservoir=0.8)]))
     assert "LOSES: find_hidden at delay 32: novelty 0.50, but reservoir 0.80" in told
     assert "FAILS: find_hidden" in told and "at least .95: NO (0.500)" in told
+    bad = result(recall, "absent", novelty=0.95)
+    bad["cells"]["absent|novelty|32"] |= {"gone": 100, "both": 40}
+    assert "FAILS: absent: novelty says of 0.40" in "\n".join(recall.report.verdicts([bad]))
     bad = result(recall, novelty=0.99)
     bad["cells"]["find_hidden|novelty|32"]["foreign"] = 300
     assert "SUSPECT" in "\n".join(recall.report.verdicts([bad]))
