@@ -151,7 +151,7 @@ def result(recall, name="find_hidden", **right):
         for delay in (0, 32, 128):
             hit = round(1000 * right.get(policy.replace(" ", "_"), chance))
             cell = report.Cell(
-                n=1000, right=hit, foreign=round(1000 * chance), by_seed=[hit / 1000]
+                n=1000, right=hit, foreign=round(1000 * chance), by_seed=[hit / 1000], writes=[1.0]
             )
             cells[f"{name}|{policy}|{delay}"] = asdict(cell)
     low = {"chance": chance, "majority": chance, "constant place": chance}
