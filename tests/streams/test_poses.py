@@ -51,9 +51,9 @@ def test_only_so_many_are_kept():
 
 
 def test_mount():
-    track = PoseTrack(mount=at(z=1.5))
-    track.add(1.0, at(2.0, yaw=1.0))
-    assert np.allclose(track.at(1.0), at(2.0, yaw=1.0) @ at(z=1.5))
+    track = PoseTrack(mount=at(0.5, z=1.5))  # the camera is half a metre ahead
+    track.add(1.0, at(2.0, yaw=math.pi / 2))
+    assert np.allclose(track.at(1.0), at(2.0, 0.5, 1.5, yaw=math.pi / 2))
 
 
 @given(

@@ -180,9 +180,7 @@ class Intake:
             assert self._detect is not None
             try:
                 self._detect(*seen)
-            except (
-                Exception
-            ) as error:  # A picture that breaks the detector must not end the thread.
+            except Exception as error:  # what breaks the detector must not end the thread
                 self.health.note("failed", f"{type(error).__name__}: {error}")
 
     def close(self) -> None:

@@ -53,7 +53,7 @@ class Setting:
         if self.choices and value not in self.choices:
             return f"{self.name} must be one of {', '.join(self.choices)}; not {value!r}"
         if self.low is not None and self.high is not None:
-            if not (math.isfinite(given) and self.low <= given <= self.high):
+            if not self.low <= given <= self.high:  # NaN neither
                 return f"{self.name} must be from {self.low:g} to {self.high:g}, not {value!r}"
         if self.name == "budget":
             try:
