@@ -32,6 +32,7 @@ def test_is_the_reference(
         patch.setattr(cpu, "CHUNK", chunk * width)
         patch.setattr(cpu, "SCORES", 5 * chunk)
         patch.setattr(cpu, "GROUP", group)
+        patch.setattr(best, "GROUP", group)
         scores, numbers = topk_search(bank, query, k)
     expected, places = reference.topk_search(bank, query, k)
     assert scores.shape == numbers.shape == (*query.shape[:-1], min(k, rows))
@@ -86,6 +87,7 @@ def test_int8_is_the_reference(rows: int, width: int, queries: int, k: int, seed
     query = normal(queries, width, seed=seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "GROUP", 3)
+        patch.setattr(best, "GROUP", 3)
         scores, numbers = topk_search(bank, query, k, scale=scale)
     expected, places = reference.topk_search(bank, query, k, scale)
     assert scores.dtype == torch.float32
