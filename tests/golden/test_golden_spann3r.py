@@ -68,3 +68,12 @@ def test_golden_spann3r_is_not_read_before_it_is_written() -> None:
     memory = PublishedSpann3R(*(nn.LayerNorm(4) for _ in range(3)))
     with pytest.raises(ValueError, match="nothing was written"):
         memory.read(torch.zeros(1, 2, 4))
+
+
+@pytest.mark.parametrize("repeated", [0, 1])
+def test_golden_spann3r_one_that_is_alike_holds_up_all(repeated: int) -> None:
+    memory = PublishedSpann3R(*(nn.LayerNorm(4) for _ in range(3)))
+    draws = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2, 3, 4, generator=draws) for _ in range(2))
+    other[repeated] = one[repeated]
+    assert memory.write(one, one) and not memory.write(other, other)
