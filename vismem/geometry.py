@@ -5,6 +5,8 @@ Camera axes are OpenCV's: x right, y down, z forward. A pose is camera-to-world,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 __all__ = [
@@ -13,6 +15,8 @@ __all__ = [
     "is_pose",
     "pixel_rays",
     "project",
+    "quaternion_of",
+    "rigid",
     "transform",
     "unproject",
 ]
@@ -77,6 +81,59 @@ def is_pose(matrix: np.ndarray | None) -> bool:
     turn = matrix[:3, :3]
     rigid = np.allclose(turn @ turn.T, np.eye(3), atol=1e-3) and np.linalg.det(turn) > 0
     return bool(rigid and np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6))
+
+
+def rigid(position: Sequence[float], quaternion: Sequence[float]) -> np.ndarray:
+    """A rigid transform of a position and a rotation.
+
+    Args:
+        position: ``x y z``.
+        quaternion: ``x y z w``, of any length above zero.
+
+    Returns:
+        ``(4, 4)`` float64.
+
+    Raises:
+        ValueError: If the quaternion is zero, or a number is not finite.
+
+    Example:
+        >>> rigid([1, 2, 3], [0, 0, 0, 2])[:3, 3].tolist()
+        [1.0, 2.0, 3.0]
+    """
+    turn, matrix = np.asarray(quaternion, np.float64), np.eye(4)
+    norm = float(np.linalg.norm(turn))
+    matrix[:3, 3] = position
+    if not (norm > 0 and np.isfinite(norm) and np.isfinite(matrix).all()):
+        raise ValueError("the pose holds no rotation, or numbers that are not finite")
+    x, y, z, w = turn / norm
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    matrix[:3, :3] += 2 * (w * cross + cross @ cross)
+    return matrix
+
+
+def quaternion_of(matrix: np.ndarray) -> list[float]:
+    """The rotation of a rigid transform as ``x y z w``, of unit length, ``w`` not below zero.
+
+    It is the eigenvector that Bar-Itzhack's matrix is largest for.
+
+    Source: Bar-Itzhack, "New Method for Extracting the Quaternion from a Rotation Matrix", Journal
+    of Guidance 23(6), 2000.
+
+    Example:
+        >>> [round(part, 6) + 0 for part in quaternion_of(rigid([0, 0, 0], [0, 0, 3, 4]))]
+        [0.0, 0.0, 0.6, 0.8]
+    """
+    (a, b, c), (d, e, f), (g, h, i) = np.asarray(matrix, np.float64)[:3, :3]
+    form = np.array(
+        [
+            [a - e - i, 0, 0, 0],
+            [d + b, e - a - i, 0, 0],
+            [g + c, h + f, i - a - e, 0],
+            [h - f, c - g, d - b, a + e + i],
+        ]
+    )
+    quaternion = np.linalg.eigh(form / 3)[1][:, -1]  # of the lower triangle
+    return (quaternion if quaternion[3] >= 0 else -quaternion).tolist()
 
 
 def pixel_rays(width: int, height: int, intrinsics: np.ndarray) -> np.ndarray:

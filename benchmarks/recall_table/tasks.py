@@ -9,6 +9,7 @@ and nothing in them depends on what is hidden.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,7 +49,7 @@ class Content:
     stale: tuple[int, ...] = ()
 
 
-class Family:
+class Family(ABC):
     """Episodes of one kind; a family says what is hidden and plays the script."""
 
     name = ""
@@ -66,17 +67,17 @@ class Family:
         """The family's own table."""
         return Table(objects=self.things, fovy=self.fovy, size=size, drawers=self.drawers)
 
+    @abstractmethod
     def public(self, rng: np.random.Generator) -> dict:
         """Draw what anyone may know, the query among it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def hide(self, rng: np.random.Generator, public: dict, answer: int) -> tuple[dict, tuple]:
         """Draw what is hidden such that the answer comes true; and the answers that were."""
-        raise NotImplementedError
 
+    @abstractmethod
     def play(self, table: Table, content: Content) -> Iterator[Step]:
         """Play the script: change the table, then say how many frames of it are taken."""
-        raise NotImplementedError
 
     def answer_at(self, table: Table, answer: int) -> np.ndarray:
         """Where an answer is in the world, metres; NaN if it is nowhere."""

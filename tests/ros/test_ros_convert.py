@@ -10,10 +10,11 @@ from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 import vismem as vm
 from vismem.detections import Detections
+from vismem.geometry import quaternion_of
 from vismem.heads.answer import Answer, Moment
 from vismem.heads.locate import Located
 from vismem.memory.remembered import RememberedObject
-from vismem.ros.convert import Messages, camera_at, goal_before, quaternion_of, thing_name
+from vismem.ros.convert import Messages, camera_at, goal_before, thing_name
 from vismem.streams.messages import pose_of
 
 # What vision_msgs 4 defines, as far as it is used.

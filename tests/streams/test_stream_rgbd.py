@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ray_scene import Thing, World, camera, looking_at
 
 from vismem import Frame, SourceError, open_stream
-from vismem.geometry import is_pose
-from vismem.streams.rgbd import _matrix, _quaternion, read_intrinsics, write_rgbd
+from vismem.geometry import is_pose, quaternion_of, rigid
+from vismem.streams.rgbd import read_intrinsics, write_rgbd
 
 WORLD = World((Thing("box", "red", (0, 0, 0.025)),))
 
@@ -59,14 +59,14 @@ def test_fewer_frames_a_second(folder: Path) -> None:
 @given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))
 def test_rotations_become_quaternions_and_come_back(numbers: list[float]) -> None:
     quaternion = np.array(numbers) / np.linalg.norm(numbers)
-    matrix = _matrix(np.append((1.0, 2, 3), quaternion))
+    matrix = rigid((1.0, 2, 3), quaternion)
     assert is_pose(matrix)
-    back = _quaternion(matrix[:3, :3])
+    back = np.array(quaternion_of(matrix))
     assert abs(back @ quaternion) == pytest.approx(1, abs=1e-9)
 
 
 def test_a_quarter_turn_about_the_vertical() -> None:
-    pose = _matrix(np.array([0, 0, 0, 0, 0, np.sqrt(0.5), np.sqrt(0.5)]))
+    pose = rigid((0, 0, 0), (0, 0, 0.7, 0.7))
     assert pose[:3, :3] @ [1, 0, 0] == pytest.approx([0, 1, 0])
 
 

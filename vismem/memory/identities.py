@@ -25,6 +25,7 @@ from torch import Tensor
 
 from vismem.memory.assignment import assign
 from vismem.memory.base import check_write
+from vismem.memory.columns import load_table, table_state
 
 __all__ = ["Identities", "IdentityConfig"]
 
@@ -326,11 +327,7 @@ class Identities:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return {
-            "config": self.config.fingerprint(),
-            "counters": torch.tensor([self._next, self._frames]),
-            "time": torch.tensor(self._last, dtype=torch.float64),
-        } | {name: column.clone() for name, column in self._held.items()}
+        return table_state(self.config, self._held, (self._next, self._frames), self._last)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -338,17 +335,7 @@ class Identities:
         Raises:
             ValueError: If it is of another configuration or incomplete.
         """
-        try:
-            if not torch.equal(state["config"], self.config.fingerprint()):
-                raise ValueError("the state is of another configuration")
-            (following, frames), last = state["counters"].tolist(), float(state["time"])
-            held = {name: state[name].clone() for name in self._held}
-        except KeyError as error:
-            raise ValueError(f"the state holds no {error}; it is incomplete") from error
-        for name, column in self.config.columns(len(held["ids"])).items():
-            if held[name].shape != column.shape or held[name].dtype != column.dtype:
-                raise ValueError(f"the state's {name} are {held[name].dtype} {held[name].shape}")
-        self._held, self._next, self._frames, self._last = held, following, frames, last
+        self._held, (self._next, self._frames), self._last = load_table(self.config, state)
 
 
 def _centres(boxes: Tensor) -> Tensor:

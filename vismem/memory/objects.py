@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
+from vismem.memory.columns import load_table, table_state
 from vismem.memory.remembered import ObjectConfig, ObjectSnapshot, likeness
 from vismem.memory.same_thing import Pairs, find_replaced, match, new_things, only_fit
 from vismem.memory.volumes import PRESENT, SEEN, THROUGH, relations
@@ -346,11 +347,7 @@ class ObjectMemory(Memory):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return {
-            "config": self.config.fingerprint(),
-            "counters": torch.tensor([self._next, self._writes]),
-            "time": torch.tensor(self._last, dtype=torch.float64),
-        } | {name: column.clone() for name, column in self._held.items()}
+        return table_state(self.config, self._held, (self._next, self._writes), self._last)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -358,15 +355,5 @@ class ObjectMemory(Memory):
         Raises:
             ValueError: If it is of another configuration or incomplete.
         """
-        try:
-            if not torch.equal(state["config"], self.config.fingerprint()):
-                raise ValueError("the state is of another configuration")
-            (following, writes), last = state["counters"].tolist(), float(state["time"])
-            held = {name: state[name].clone() for name in self._held}
-        except KeyError as error:
-            raise ValueError(f"the state holds no {error}; it is incomplete") from error
-        for name, column in self.config.columns(len(held["id"])).items():
-            if held[name].shape != column.shape or held[name].dtype != column.dtype:
-                raise ValueError(f"the state's {name} are {held[name].dtype} {held[name].shape}")
-        self._held, self._next, self._writes, self._last = held, following, writes, last
+        self._held, (self._next, self._writes), self._last = load_table(self.config, state)
         self._shared = False

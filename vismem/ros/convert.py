@@ -10,31 +10,23 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 
 from vismem.detections import Detections
 from vismem.encoders.base import Encoder
 from vismem.encoders.color import COLORS
+from vismem.geometry import quaternion_of
 from vismem.heads.answer import LEAST_TOLD, Answer, Moment
 from vismem.heads.locate import SHARE_OF_COLOR, Located, state_of
 from vismem.memory.episodic import EpisodicSnapshot
 from vismem.memory.remembered import RememberedObject
 from vismem.sightings import SHAPES
 
-__all__ = ["Messages", "camera_at", "goal_before", "quaternion_of", "thing_name"]
+__all__ = ["Messages", "camera_at", "goal_before", "thing_name"]
 
 PLAIN_SHAPE = 0.75  # likelihood of a shape from which it names a thing before any label
 MOST_SECONDS = 2**31 - 1  # that a stamp can hold
-
-
-def quaternion_of(matrix: np.ndarray) -> list[float]:
-    """The rotation of a rigid transform as ``x y z w``."""
-    turn = cv2.Rodrigues(np.asarray(matrix, np.float64)[:3, :3])[0][:, 0]
-    angle = float(np.linalg.norm(turn))
-    axis = turn / angle if angle else np.zeros(3)
-    return [*(axis * math.sin(angle / 2)).tolist(), math.cos(angle / 2)]
 
 
 def goal_before(place: Sequence[float], eye: Sequence[float] | None, standoff: float) -> np.ndarray:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vismem.errors import SourceError
 from vismem.frame import Frame, as_rgb
-from vismem.streams.base import Sampler, Stream, sample
+from vismem.streams.base import Sampler, Stream, StreamStats, sample
 
-__all__ = ["SUFFIXES", "FolderStream", "read_picture", "times_of"]
+__all__ = ["SUFFIXES", "FolderStream", "read_picture", "read_pictures", "times_of"]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -80,6 +80,32 @@ def read_picture(data: bytes) -> np.ndarray:
     return as_rgb(image if image.ndim == 2 else image[:, :, ::-1])
 
 
+def read_pictures(
+    files: Sequence[tuple[float, Path]], picks: Sequence[int], stats: StreamStats
+) -> Iterator[tuple[int, float, np.ndarray]]:
+    """Read the pictures that are wanted, and count those that are left out.
+
+    Args:
+        files: Time and file of every picture.
+        picks: Which are wanted.
+        stats: Where it is counted.
+
+    Yields:
+        Number, time in seconds, and the picture ``(H, W, 3)`` uint8 RGB.
+    """
+    for met, index in enumerate(picks, start=1):
+        timestamp, file = files[index]
+        stats.skipped = index + 1 - met
+        try:
+            image = read_picture(file.read_bytes())
+        except (OSError, ValueError) as error:
+            stats.dropped += 1
+            stats.note("picture cannot be read", f"{file.name}: {error}")
+            continue
+        yield index, timestamp, image
+    stats.skipped = len(files) - len(picks)
+
+
 class FolderStream(Stream):
     """Frames of a folder of pictures, in natural order: ``frame2`` comes before ``frame10``.
 
@@ -130,14 +156,5 @@ class FolderStream(Stream):
         self._start()
 
     def _read(self) -> Generator[Frame, None, None]:
-        for met, index in enumerate(self._picks, start=1):
-            timestamp, file = self._files[index]
-            self.stats.skipped = index + 1 - met
-            try:
-                image = read_picture(file.read_bytes())
-            except (OSError, ValueError) as error:
-                self.stats.dropped += 1
-                self.stats.note("picture cannot be read", f"{file.name}: {error}")
-                continue
+        for index, timestamp, image in read_pictures(self._files, self._picks, self.stats):
             yield Frame(image, timestamp, self.name, index)
-        self.stats.skipped = len(self._files) - len(self._picks)

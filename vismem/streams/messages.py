@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from vismem.frame import as_rgb
+from vismem.geometry import rigid
 from vismem.streams.folder import read_picture
 
 __all__ = ["depth_of", "intrinsics_of", "picture_of", "pose_of", "seconds_of", "transform_of"]
@@ -128,17 +129,8 @@ def transform_of(message: Any) -> np.ndarray:
 
 
 def _rigid(position: Any, rotation: Any) -> np.ndarray:
-    """The matrix of a position and a quaternion of any length above zero."""
-    quaternion = np.array([rotation.x, rotation.y, rotation.z, rotation.w], np.float64)
-    norm = float(np.linalg.norm(quaternion))
-    transform = np.eye(4)
-    transform[:3, 3] = position.x, position.y, position.z
-    if not (norm > 0 and np.isfinite(norm) and np.isfinite(transform).all()):
-        raise ValueError("the pose holds no rotation, or numbers that are not finite")
-    x, y, z, w = quaternion / norm
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    transform[:3, :3] += 2 * (w * cross + cross @ cross)
-    return transform
+    turn = rotation.x, rotation.y, rotation.z, rotation.w
+    return rigid((position.x, position.y, position.z), turn)
 
 
 def intrinsics_of(message: Any) -> np.ndarray | None:

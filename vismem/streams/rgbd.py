@@ -21,9 +21,10 @@ import numpy as np
 
 from vismem.errors import SourceError
 from vismem.frame import Frame
-from vismem.geometry import check_intrinsics, is_pose
+from vismem.geometry import check_intrinsics, is_pose, quaternion_of, rigid
 from vismem.streams.base import Sampler, Stream, sample
-from vismem.streams.folder import read_picture
+from vismem.streams.folder import read_pictures
+from vismem.streams.poses import interpolate
 
 __all__ = ["DEPTH_FACTOR", "RgbdStream", "read_intrinsics", "write_rgbd"]
 
@@ -91,24 +92,25 @@ class RgbdStream(Stream):
         return sorted(found, key=lambda pair: pair[0])
 
     def _read_poses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Times ``(n,)`` and poses ``(n, 7)``, quaternions of unit length, in the order of time."""
+        """Times ``(n,)`` and poses ``(n, 4, 4)`` in the order of time."""
         rows = []
         for line in self._lines("groundtruth.txt"):
             try:
-                row = [float(value) for value in line]
-                if len(row) != 8 or not np.isfinite(row).all() or not any(row[4:]):
+                time, *row = map(float, line)
+                pose = rigid(row[:3], row[3:])
+                if len(row) != 7 or not math.isfinite(time):
                     raise ValueError
             except ValueError:
                 self.stats.note("groundtruth.txt has a line that is no pose", " ".join(line))
                 continue
-            rows.append(row)
-        table = np.array(sorted(rows)).reshape(-1, 8)
-        table[:, 4:] /= np.linalg.norm(table[:, 4:], axis=1, keepdims=True)
-        return table[:, 0], table[:, 1:]
+            rows.append((time, pose))
+        rows.sort(key=lambda row: row[0])
+        poses = np.array([pose for _, pose in rows]).reshape(-1, 4, 4)
+        return np.array([time for time, _ in rows]), poses
 
     def _find_jumps(self) -> np.ndarray:
         """Whether the camera jumps between each pose and the next, ``(n - 1,)`` bool."""
-        apart = np.linalg.norm(np.diff(self._poses[:, :3], axis=0), axis=1)
+        apart = np.linalg.norm(np.diff(self._poses[:, :3, 3], axis=0), axis=1)
         jumps = apart > FASTEST * np.maximum(np.diff(self._pose_times), 0.01)
         for at in self._pose_times[1:][jumps]:
             self.stats.note("the camera's pose jumps", f"at {at:.3f} s")
@@ -130,15 +132,7 @@ class RgbdStream(Stream):
     # ------------------------------------------------------------------ frames
 
     def _read(self) -> Generator[Frame, None, None]:
-        for met, index in enumerate(self._picks, start=1):
-            time, file = self._pictures[index]
-            self.stats.skipped = index + 1 - met
-            try:
-                image = read_picture(file.read_bytes())
-            except (OSError, ValueError) as error:
-                self.stats.dropped += 1
-                self.stats.note("picture cannot be read", f"{file.name}: {error}")
-                continue
+        for index, time, image in read_pictures(self._pictures, self._picks, self.stats):
             depth = self._depth_at(time, image.shape[:2])
             matrix = self._matrix
             if matrix is not None:
@@ -148,7 +142,6 @@ class RgbdStream(Stream):
                     self.stats.note("the intrinsics do not fit", str(error))
                     matrix = None
             yield Frame(image, time, self.name, index, self._pose_at(time), depth, matrix)
-        self.stats.skipped = len(self._pictures) - len(self._picks)
 
     def _depth_at(self, time: float, shape: tuple[int, ...]) -> np.ndarray | None:
         if not len(self._depth_times):
@@ -178,12 +171,12 @@ class RgbdStream(Stream):
                 return None
             span = times[after] - times[after - 1]
             share = (time - times[after - 1]) / span if span else 0.0
-            return _matrix(_between(self._poses[after - 1], self._poses[after], share))
+            return interpolate(self._poses[after - 1], self._poses[after], share)
         nearest = int(np.abs(times - time).argmin())
         if abs(times[nearest] - time) > TOLERANCE:
             self.stats.note("picture without a pose near its time", f"{time:.3f} s")
             return None
-        return _matrix(self._poses[nearest])
+        return self._poses[nearest]
 
 
 def read_intrinsics(path: Path) -> np.ndarray | None:
@@ -215,42 +208,6 @@ def read_intrinsics(path: Path) -> np.ndarray | None:
         raise ValueError(f"they are fx fy cx cy or a 3x3 matrix, not {values.size} numbers")
     fx, fy, cx, cy = values
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
-
-
-def _between(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """A pose on the way from one ``(7,)`` to another; the shorter way around."""
-    mixed = (1 - share) * one + share * other
-    turn = one[3:] * (1 - share) + share * (other[3:] if one[3:] @ other[3:] >= 0 else -other[3:])
-    mixed[3:] = turn / np.linalg.norm(turn)
-    return mixed
-
-
-def _matrix(pose: np.ndarray) -> np.ndarray:
-    x, y, z, w = pose[3:]
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    matrix = np.eye(4)
-    matrix[:3, :3] += 2 * (w * cross + cross @ cross)
-    matrix[:3, 3] = pose[:3]
-    return matrix
-
-
-def _quaternion(turn: np.ndarray) -> np.ndarray:
-    """Rotation ``(3, 3)`` as ``x y z w``: the eigenvector that Bar-Itzhack's matrix is largest for.
-
-    Source: Bar-Itzhack, "New Method for Extracting the Quaternion from a Rotation Matrix", Journal
-    of Guidance 23(6), 2000.
-    """
-    (a, b, c), (d, e, f), (g, h, i) = turn
-    form = np.array(
-        [
-            [a - e - i, 0, 0, 0],
-            [d + b, e - a - i, 0, 0],
-            [g + c, h + f, i - a - e, 0],
-            [h - f, c - g, d - b, a + e + i],
-        ]
-    )
-    quaternion = np.linalg.eigh(form / 3)[1][:, -1]  # of the lower triangle
-    return quaternion if quaternion[3] >= 0 else -quaternion
 
 
 def write_rgbd(path: str | os.PathLike[str], frames: Iterable[Frame]) -> int:
@@ -287,7 +244,7 @@ def write_rgbd(path: str | os.PathLike[str], frames: Iterable[Frame]) -> int:
         if frame.pose is not None:
             if not is_pose(frame.pose):
                 raise ValueError(f"the pose at {stamp} s is no rigid camera-to-world transform")
-            numbers = [*frame.pose[:3, 3], *_quaternion(frame.pose[:3, :3])]
+            numbers = [*frame.pose[:3, 3], *quaternion_of(frame.pose)]
             lists["groundtruth"].append(" ".join([stamp, *(f"{n:.9f}" for n in numbers)]))
         matrix = frame.intrinsics if matrix is None else matrix
         count += 1
