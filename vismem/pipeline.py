@@ -384,6 +384,7 @@ class VisualMemory(Closeable):
             return
         tensors = observation(frame, encoding, self.sizes.max_thumbnail)
         stream.check(at, tensors)  # what is logged can be replayed
+        self._streams.world.check(at, tensors)
         if self.model:  # first, for a frame that comes again is not looked at twice
             self.model.write(stream.name, frame, at, encoding.embedding)
         if self._store:

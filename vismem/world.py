@@ -58,6 +58,17 @@ class World:
         self.objects = ObjectMemory(_share(budget), CONFIG)
         return True
 
+    def check(self, time: float, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse what `write` would refuse, and change nothing.
+
+        Raises:
+            ValueError: If anything does not fit or is not finite.
+        """
+        if seen := _own(tensors):
+            objects = self.objects if self.objects is not None else ObjectMemory(0, CONFIG)
+            look = seen.pop("look")
+            objects.check(look, max(time, objects.last_time), seen)
+
     def write(self, time: float, tensors: Mapping[str, Tensor]) -> WriteReport | None:
         """Take one frame, if it shows places.
 

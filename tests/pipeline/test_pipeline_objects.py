@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ray_scene import Thing, World, looking_at
 from tiny_memory import crash, fill, state_of
 
 import vismem as vm
+from vismem import observation
 from vismem.cli import main
+from vismem.encoders.objects import find_objects
 from vismem.frame import Frame
 from vismem.memory.volumes import OCCLUDED
 from vismem.streams.rgbd import write_rgbd
@@ -71,6 +74,23 @@ def test_a_crash_loses_nothing(make, path: Path) -> None:
     whole = written(make(), range(7))
     assert things(whole) == before[0]
     again.close()
+
+
+def test_what_the_world_refuses_is_not_logged(make, path: Path, monkeypatch) -> None:
+    memory = written(make(path=path), range(2))
+    before = things(memory), state_of(memory)
+
+    def spoilt(frame: Frame, labels: object) -> object:
+        found = find_objects(frame, labels)
+        return replace(found, position=found.position * torch.nan)
+
+    monkeypatch.setattr(observation, "find_objects", spoilt)
+    memory.write(view(2))
+    memory.flush()
+    assert memory.stats.refused == 1 and (things(memory), state_of(memory)) == before
+    crash(memory)
+    with vm.VisualMemory.open(path, encoder=memory.encoder) as again:
+        assert (things(again), state_of(again)) == before
 
 
 def test_sealed_copied_and_opened_to_read(make, path: Path, tmp_path: Path) -> None:
