@@ -194,3 +194,11 @@ def test_labels_whose_middle_is_on_a_thing_are_its_labels() -> None:
     assert found.label_score[row].tolist() == pytest.approx([0.6, 0.2, 0])
     others = torch.arange(len(found)) != row
     assert (found.label[others] == -1).all()
+
+
+@pytest.mark.parametrize("eye", [(0, -0.7, 0.06), (0.7, 0, 0.1)])
+def test_a_face_that_is_all_one_sees_has_a_thing_behind_it(eye: tuple[float, ...]) -> None:
+    box = Thing("box", "red", (0.0, 0.0, 0.05), (0.1,) * 3)
+    found = find_objects(World((box,)).render(looking_at(eye, box.at), **LARGE))
+    assert found is not None and len(found) == 1
+    assert found.position[0].tolist() == pytest.approx(box.at, abs=0.01)
