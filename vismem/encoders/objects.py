@@ -21,7 +21,7 @@ from vismem.frame import Frame
 from vismem.geometry import check_intrinsics, depth_sigma, is_pose, transform, unproject
 from vismem.sightings import Sightings
 
-__all__ = ["LOOK_DIM", "MOST_LABELS", "MOST_THINGS", "find_objects", "look_of"]
+__all__ = ["LOOK_DIM", "MOST_LABELS", "MOST_THINGS", "find_objects", "labels_at", "look_of"]
 
 WORK_WIDTH = 320  # pixels that a picture is cut down to
 NEAR_WIDTH = 80  # cells of the coarse depth picture
@@ -94,7 +94,7 @@ def _gather(
     corners = column("corners", (8, 3), torch.float64).numpy()
     corners = transform(corners, pose)
     box = column("box", (4,), torch.float32)
-    ids, scores = _labels_at(box, labels)
+    ids, scores = labels_at(box, labels)
     return Sightings(
         look=column("look", (LOOK_DIM,), torch.float16),
         position=torch.from_numpy(corners.mean(1)),
@@ -343,8 +343,16 @@ def look_of(pixels: np.ndarray) -> np.ndarray:
     return (look / np.linalg.norm(look)).astype(np.float32)
 
 
-def _labels_at(box: Tensor, labels: Labels | None) -> tuple[Tensor, Tensor]:
-    """The surest labels whose middle lies in each box, ``(N, L)`` numbers and scores."""
+def labels_at(box: Tensor, labels: Labels | None) -> tuple[Tensor, Tensor]:
+    """The surest labels whose middle lies in each box.
+
+    Args:
+        box: ``(N, 4)`` fractions of the picture.
+        labels: What an encoder recognised in it.
+
+    Returns:
+        Numbers ``(N, MOST_LABELS)`` int16, -1 for none, and scores ``(N, MOST_LABELS)``.
+    """
     ids = torch.full((len(box), MOST_LABELS), -1, dtype=torch.int16)
     scores = torch.zeros(len(box), MOST_LABELS)
     if labels is None or not len(labels.ids) or not len(box):
