@@ -112,7 +112,7 @@ class AlternatingConfig:
     layers: int = 4
     expand: int = 2
     axes: int = 3
-    reach: tuple[float, float] = (0.1, 1.0)
+    reach: tuple[float, float] = (0.1, 0.4)
     wavelengths: tuple[float, float] = (0.4, 12.8)
     union: bool = False
     grafted: bool = False
@@ -146,6 +146,9 @@ class PlacedAttention(nn.Module):
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width)
+        # What is read begins as a copy of what is there; to learn that takes most of a training.
+        nn.init.eye_(self.key_value.weight[width:].detach())
+        nn.init.eye_(self.out.weight)
         self.sink = nn.Parameter(torch.zeros(self.heads))
         reach = torch.logspace(0, 1, self.heads, base=config.reach[1] / config.reach[0])
         self.log_reach = nn.Parameter((config.reach[0] * reach).log())
@@ -244,6 +247,8 @@ class AlternatingDecoder(nn.Module):
         self.head = nn.Sequential(
             nn.LayerNorm(config.width), nn.Linear(config.width, config.token_dim)
         )
+        nn.init.orthogonal_(self.embed.weight)  # and the way out begins as the way in, turned round
+        self.head[1].weight.detach().copy_(self.embed.weight.T)
 
     def forward(
         self,
@@ -262,7 +267,7 @@ class AlternatingDecoder(nn.Module):
             positions: ``(B, M, axes)``; float64 keeps its precision, however far from the origin.
             transient: What was seen a moment ago, where it is now.
             persistent: What stays.
-            hidden: ``(B, M)`` bool: tokens that are not seen, and not looked at here.
+            hidden: ``(B, M)`` bool: tokens that are not seen; they ask, and are not asked.
             padding: ``(B, M)`` bool: rows that hold nothing; what comes out for them means nothing.
 
         Returns:
