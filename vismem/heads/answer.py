@@ -72,6 +72,7 @@ class Answer:
         memory: ``bytes``, ``budget``, ``frames`` and ``span`` of the memory that was asked.
         places: `vismem.heads.locate.Located` things in the world, for a question that begins with
             "where" and a memory of frames with depth and pose; else ``None``.
+        movements: `vismem.heads.moved.Moved`, for a question of what moved; else ``None``.
     """
 
     question: str
@@ -80,6 +81,7 @@ class Answer:
     abstained: bool
     memory: dict[str, Any] = field(default_factory=dict)
     places: tuple[Any, ...] | None = None
+    movements: tuple[Any, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as plain values, as ``vismem ask --json`` prints it."""
@@ -92,14 +94,15 @@ class Answer:
             values["score"] = round(moment.score, 4)
             values["box"] = moment.box and [round(x, 4) for x in moment.box]
             moments.append(values)
-        places = {} if self.places is None else {"places": [p.to_dict() for p in self.places]}
+        more = {"places": self.places, "movements": self.movements}
+        shown = {name: told for name, told in more.items() if told is not None}
         return {
             "question": self.question,
             "answer": self.text,
             "abstained": self.abstained,
             "moments": moments,
             "memory": self.memory,
-        } | places
+        } | {name: [one.to_dict() for one in told] for name, told in shown.items()}
 
 
 def clock(seconds: float) -> str:

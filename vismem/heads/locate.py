@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,9 @@ from vismem.memory.objects import ObjectSnapshot
 from vismem.memory.remembered import Place, RememberedObject
 from vismem.memory.volumes import OCCLUDED, OUT_OF_VIEW, PRESENT, SEEN, THROUGH, UNKNOWN
 
-__all__ = ["Located", "Sought", "asks_where", "locate", "sought", "state_of", "with_places"]
+__all__ = [
+    "Located", "Sought", "asks_where", "called", "locate", "sought", "state_of", "with_places",
+]  # fmt: skip
 
 MARGIN = 0.15  # of score: what comes as near to the best as this is named as well
 SHARE_OF_COLOR = 0.3  # of a thing's pixels: even odds that it is called by that colour
@@ -115,12 +117,21 @@ class Sought:
         if self.shape is not None:
             parts.append(float(thing.shape[self.shape]))
         if self.term is not None:
-            weights = dict(zip(self.term.ids.tolist(), self.term.weights.tolist(), strict=True))
-            best = max((weights.get(n, 0.0) * s for n, s in thing.labels.items()), default=0.0)
-            slope, offset = self.term.calibration
-            odds = slope * math.log(min(max(best, 1e-6), 1.0)) + offset
-            parts.append(1 / (1 + math.exp(-odds)))
+            parts.append(called(self.term, thing.labels))
         return min(parts, default=0.0)
+
+
+def called(term: Term, labels: Mapping[int, float]) -> float:
+    """How likely what has these labels is what a term asks for, its colours left aside.
+
+    Args:
+        term: What is asked for.
+        labels: Numbers of an encoder's labels, and how sure each is.
+    """
+    weights = dict(zip(term.ids.tolist(), term.weights.tolist(), strict=True))
+    best = max((weights.get(n, 0.0) * score for n, score in labels.items()), default=0.0)
+    slope, offset = term.calibration
+    return 1 / (1 + math.exp(-slope * math.log(min(max(best, 1e-6), 1.0)) - offset))
 
 
 def asks_where(question: str) -> bool:
