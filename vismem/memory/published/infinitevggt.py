@@ -64,7 +64,7 @@ class PublishedInfiniteVGGT:
 
     Attributes:
         keys: ``(B, H, n, D)``, in the order of writing.
-        values: ``(B, H, n, D)``.
+        values: ``(B, H, n, E)``.
         anchors: Tokens of the first frame, which are never given up.
 
     Example:
@@ -86,7 +86,7 @@ class PublishedInfiniteVGGT:
 
         Args:
             keys: ``(B, H, P, D)``, after their norm and rotation.
-            values: ``(B, H, P, D)``.
+            values: ``(B, H, P, E)``.
             budget: Tokens that may stay.
 
         Returns:
@@ -107,6 +107,7 @@ class PublishedInfiniteVGGT:
             return None
         kept, score = least_alike(self.keys[:, :, anchors:], budget - anchors)
         first = torch.arange(anchors, device=keys.device).expand(*kept.shape[:2], -1)
-        index = torch.cat([first, kept + anchors], 2)[..., None].expand(-1, -1, -1, keys.shape[3])
-        self.keys, self.values = self.keys.gather(2, index), self.values.gather(2, index)
+        index = torch.cat([first, kept + anchors], 2)[..., None]
+        self.keys = self.keys.take_along_dim(index, 2)
+        self.values = self.values.take_along_dim(index, 2)
         return float(score)
