@@ -18,7 +18,7 @@ __all__ = ["SURE", "View", "cue_of", "filtered", "hides_what_was_seen", "noise_o
 
 SURE = 3.0  # log odds at which the filter stops: 0.95 to 0.05
 _GIVEN = 2.2  # log odds that what the caller says is cut off at: 0.9 to 0.1
-_KEPT = 0.7  # share of the log odds before that stays
+_KEPT = 0.7  # share of the log odds that stays for each tenth of a second
 _RECENT = 2.0  # seconds for which free space is still believed in
 
 
@@ -84,12 +84,13 @@ def said_odds(motion: Tensor) -> Tensor:
     return torch.logit(motion.float(), 1e-6).clamp(-_GIVEN, _GIVEN)
 
 
-def filtered(before: Tensor, cue: Tensor) -> Tensor:
+def filtered(before: Tensor, cue: Tensor, passed: float) -> Tensor:
     """Smooth log odds over time.
 
     Args:
         before: Of the same thing in the write before, ``(N,)``; 0 where it is new.
         cue: Of this write alone.
+        passed: Seconds between the two.
 
     Returns:
         ``(N,)`` log odds, within `SURE`.
@@ -97,12 +98,12 @@ def filtered(before: Tensor, cue: Tensor) -> Tensor:
     Example:
         >>> odds, steps = torch.tensor([0.0]), []
         >>> for said in (0.0, 0.0, 0.0, 1.0, 1.0):
-        ...     odds = filtered(odds, said_odds(torch.tensor([said])))
+        ...     odds = filtered(odds, said_odds(torch.tensor([said])), 0.1)
         ...     steps.append(round(float(odds.sigmoid()), 2))
         >>> steps
         [0.1, 0.05, 0.05, 0.52, 0.91]
     """
-    return (_KEPT * before + cue).clamp(-SURE, SURE)
+    return (_KEPT ** (10 * passed) * before + cue).clamp(-SURE, SURE)
 
 
 def hides_what_was_seen(

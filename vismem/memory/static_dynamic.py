@@ -142,7 +142,7 @@ class StaticDynamicMemory(Memory):
         weight = (
             torch.ones(len(order)) if confidence is None else confidence.detach().float()[order]
         )
-        passed = min(_LONGEST, time - self._last) if self._writes else 0.0
+        passed = time - self._last if self._writes else 0.0
         source, time = self._writes, float(time)
 
         carved = 0
@@ -150,7 +150,7 @@ class StaticDynamicMemory(Memory):
             carved = self._static.carve(view.depth, view.intrinsics, view.pose)
         found = self._static.find(feature, places)
         cue = said_odds(said) if said is not None else self._cue(found, places, time, view)
-        odds = filtered(self._odds_before(places), cue)
+        odds = filtered(self._odds_before(places), cue, passed)
         odds, track, resting = self._follow(places, odds, time)
         dynamic = odds >= 0
         velocity = self._velocity(track, places)
@@ -169,7 +169,7 @@ class StaticDynamicMemory(Memory):
             self._static.add(stays, found.row[~dynamic])
             self._settle(torch.isin(self._ring.held["track"], resting))
         else:
-            self._learn(table, found, dynamic, passed)
+            self._learn(table, found, dynamic, min(passed, _LONGEST))
         moving = odds[dynamic].argsort(stable=True)  # where there is room for some, the surest stay
         self._ring.add(feature[dynamic][moving], places[dynamic][moving],
                        velocity[dynamic][moving], time, source, track[dynamic][moving])  # fmt: skip
@@ -378,5 +378,5 @@ class StaticDynamicMemory(Memory):
 
 def _canonical(feature: Tensor, places: Tensor) -> Tensor:
     """An order of tokens that does not depend on the order they came in, ``(N,)``."""
-    keys = torch.cat([places, feature[:, :4]], 1).numpy()
+    keys = torch.cat([places, feature[:, : max(1, 4 - places.shape[1])]], 1).numpy()
     return torch.from_numpy(np.lexsort(keys.T[::-1]))

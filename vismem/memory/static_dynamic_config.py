@@ -22,7 +22,7 @@ class StaticDynamicConfig:
         dynamic_share: Of the budget for the ring of what moves.
         voxel: Side of a cell at the start, in units of the positions. In the picture: what one
             token covers, or a little less.
-        growth: By which cells grow when room runs out.
+        growth: By which cells grow when room runs out; the less, the fuller the budget stays.
         most_weight: Observations after which a mean follows as a running one.
         max_tokens: Of one write.
         noise: Standard deviation of a channel of a token between two looks at the same thing, in
@@ -45,7 +45,7 @@ class StaticDynamicConfig:
     axes: int = 3
     dynamic_share: float = 0.2
     voxel: float = 0.08
-    growth: float = 2**0.25
+    growth: float = 2 ** (1 / 24)
     most_weight: float = 200.0
     max_tokens: int = 4096
     noise: float = 0.05
@@ -74,6 +74,7 @@ class StaticDynamicConfig:
     def columns(self, rows: int) -> dict[str, Tensor]:
         """Columns of a number of rows of the static layer."""
         held = {
+            "key": torch.zeros(rows, dtype=torch.int64),  # of its cell
             "feature": torch.zeros(rows, self.token_dim),
             "position": torch.zeros(rows, self.axes),
             "mass": torch.zeros(rows),  # weight of the mean

@@ -94,7 +94,7 @@ class VoxelStore:
             positions: ``(N, axes)`` float32.
         """
         count, keys = len(features), self.keys(positions)
-        ordered, order = self.keys(self.held["position"]).sort(stable=True)
+        ordered, order = self.held["key"].sort(stable=True)
         start = torch.searchsorted(ordered, keys)
         if self.config.axes == 3:
             at = start.clamp_max(max(0, len(self) - 1))
@@ -113,7 +113,8 @@ class VoxelStore:
         away = self._residuals(features, index).masked_fill(~valid, math.inf)
         residual, best = away.min(1)
         row = torch.where(residual <= self.limit, index.gather(1, best[:, None])[:, 0], -1)
-        trust = (self.held["evidence"] / self.config.rest_seconds)[index] * valid
+        # Late, so that it is taken in when its time has come and not by halves before.
+        trust = (self.held["evidence"] / self.config.rest_seconds).pow(4)[index] * valid
         explained = (trust * torch.sigmoid(2 * (self.limit - away))).amax(1)
         # Of a place that was never seen nothing is known, so that nothing is strange there.
         explained = explained.masked_fill(rows == 0, 1.0)
@@ -142,6 +143,7 @@ class VoxelStore:
             Row that each token went to, ``(N,)``.
         """
         held, size = self.held, len(self)
+        tokens = {**tokens, "key": self.keys(tokens["position"])}
         known = row >= 0
         touched, place = row[known].unique(return_inverse=True)
         fresh = {name: column[~known] for name, column in tokens.items()}
@@ -234,9 +236,12 @@ class VoxelStore:
         if len(self) > most and self.config.axes != 3:
             self._keep(self.held["count"] > 0)
         while len(self) > max(most, 1) and self.voxel < self.config.voxel * _HALF:
-            self.grown += 1
-            group = self._alike(self.held)
-            self.held = _pool(self.held, group, _groups(group))
+            # Of a surface four times the cells are left at half the side; half the way is safe.
+            steps = math.log(len(self) / max(most, 1)) / 4 / math.log(self.config.growth)
+            self.grown += max(1, int(steps))
+            rows = self.held | {"key": self.keys(self.held["position"])}
+            group = self._alike(rows)
+            self.held = _pool(rows, group, _groups(group))
         lost = 0
         if len(self) > most:
             keep = torch.zeros(len(self), dtype=torch.bool)
@@ -251,7 +256,7 @@ class VoxelStore:
 
     def _alike(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Which rows are of one cell, and of one bucket there, ``(n,)`` int64 from 0 on."""
-        _, cell, sizes = self.keys(rows["position"]).unique(return_inverse=True, return_counts=True)
+        _, cell, sizes = rows["key"].unique(return_inverse=True, return_counts=True)
         if self.config.axes == 3 or not len(cell):
             return cell
         # Within a cell the best proven comes first, and others join the first that is like them.
@@ -308,6 +313,7 @@ def _pool(rows: Mapping[str, Tensor], group: Tensor, count: int) -> dict[str, Te
 
     counts = rows["count"]
     pooled = {
+        "key": extreme(rows["key"], "amin"),  # one and the same in a group
         "feature": mean(rows["feature"]),
         "position": mean(rows["position"]),
         "mass": total,
