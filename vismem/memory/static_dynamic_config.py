@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import astuple, dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -87,7 +88,7 @@ class StaticDynamicConfig:
             held["spread"] = torch.ones(rows)  # mean square of the residual, in units of the noise
         return held
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row of the static layer."""
         return sum(column.nbytes for column in self.columns(1).values())

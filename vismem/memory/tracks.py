@@ -167,6 +167,10 @@ class Tracks:
             raise ValueError("points hold NaN or infinity")
         if not math.isfinite(time) or time < self._last:
             raise ValueError(f"time is finite and goes on from {self._last} s, not {time} s")
+        self._steps, self._last = self._steps + 1, float(time)
+        if not len(points):
+            self._give_up(time)
+            return torch.empty(0, dtype=torch.int64)
         label, centre = clusters(points, self.config.apart)
         # What was handed out never changes.
         self._held = {name: column.clone() for name, column in self._held.items()}
@@ -177,7 +181,6 @@ class Tracks:
         ids[track >= 0] = self.ids[track[track >= 0]]
         ids[fresh] = self.ids[len(self) - len(fresh) :]
         self._give_up(time)
-        self._steps, self._last = self._steps + 1, float(time)
         ids[~torch.isin(ids, self.ids)] = NO_TRACK
         return ids[label]
 
