@@ -1,0 +1,358 @@
+"""`MotionDetector`: what moves in a depth stream, without weights, from free space alone.
+
+Where a camera has looked through for a while there is nothing; a surface that appears there came
+from somewhere else. Pixels that hit such voxels are grown to whole things, and what has lain in
+its place for some seconds becomes part of the room again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from vismem.geometry import check_intrinsics, is_pose
+from vismem.memory.base import Budget
+from vismem.memory.tsdf.blocks import SIDE, BlockPool, unpack
+from vismem.memory.tsdf.evidence import carried, distances, hits
+from vismem.memory.tsdf.fuse import MOVING, RESTING, FuseConfig, View, fuse, in_view
+from vismem.memory.tsdf.register import Fit, PoseNoise, moved, register
+
+__all__ = ["Look", "MotionConfig", "MotionDetector"]
+
+RIM = 0.1  # metres that a mask's rim may lie behind its core
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """What counts as motion.
+
+    Args:
+        fuse: Sizes of the map.
+        seen_through: Looks through a voxel after which it is empty.
+        empty_around: Of the 27 voxels around a point, that are empty where it moves for certain.
+        strong: Share of a component that must move for certain.
+        least_pixels: Of a component, in a picture of 320 by 240.
+        rested: Share of a component that must lie where something has been for `FuseConfig.rest`
+            seconds, before it counts as part of the room.
+        shift: Metres that a surface must lie before or behind where the map knows it, as the mean
+            of a window, to have moved.
+        window: Side of that window, in pixels of half the picture.
+        sure: Looks that the map must be the mean of there.
+        most_shifted: Share of the picture beyond which it is the pose that shifted.
+        carry: What was believed of a surface holds in the next frame where it moved by no more, in
+            metres of depth.
+        fade: Share of that belief that is left each frame.
+        register: Whether each picture is brought onto the map before it is compared.
+        agree: Share of the compared pixels that must lie on the map; below it the pose is lost.
+        patience: Lost frames after which the map is begun anew.
+    """
+
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+    seen_through: int = 6
+    empty_around: int = 20
+    strong: float = 0.25
+    least_pixels: int = 60
+    rested: float = 0.9
+    shift: float = 0.035
+    window: int = 9
+    sure: int = 2
+    most_shifted: float = 0.3
+    carry: float = 0.06
+    fade: float = 0.95
+    register: bool = True
+    agree: float = 0.4
+    patience: int = 30
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one frame showed.
+
+    Args:
+        mask: ``(H, W)`` bool, pixels of what moves, with a rim.
+        soft: ``(H, W)`` float32, how likely each pixel moves, above 0.5 inside of the mask.
+        core: ``(H, W)`` bool, the mask without its rim and without depth edges.
+        pose: ``(4, 4)`` camera-to-map, after registration.
+        status: ``"fused"``, ``"lost"`` (the pose disagrees with the map: nothing was fused),
+            ``"restarted"`` (a new map was begun) or ``"skipped"`` with a reason.
+        fit: How the frame lies on the map.
+        refused: Blocks that did not fit into the budget.
+        given_up: Blocks that had to go for newer ones.
+    """
+
+    mask: np.ndarray
+    soft: np.ndarray
+    core: np.ndarray
+    pose: np.ndarray
+    status: str
+    fit: Fit | None = None
+    refused: int = 0
+    given_up: int = 0
+
+
+class MotionDetector:
+    """Finds what moves, frame by frame, and keeps the map that it needs for it.
+
+    Args:
+        budget: Bytes of the map, or text such as ``"64MB"``.
+        config: What counts as motion.
+
+    Attributes:
+        look: What the last frame showed.
+        pool: The blocks of the map.
+
+    Example:
+        >>> detector = MotionDetector("8MB")
+        >>> camera = np.array([[40.0, 0, 31.5], [0, 40, 23.5], [0, 0, 1]])
+        >>> wall = np.full((48, 64), 2.0, np.float32)
+        >>> mask, soft = detector.step(wall, camera, np.eye(4), 0.0)
+        >>> bool(mask.any()), detector.look.status
+        (False, 'fused')
+    """
+
+    def __init__(self, budget: Budget | int | str = "64MB", config: MotionConfig | None = None):
+        self.config = MotionConfig() if config is None else config
+        self.pool = BlockPool(budget)
+        self.frames = self.lost = 0
+        self.poses = PoseNoise()
+        self.look: Look | None = None
+        self._view: View | None = None
+        self._belief: np.ndarray = np.zeros((0, 0), np.float32)
+        self._mask: np.ndarray = np.zeros((0, 0), bool)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.restart()
+        self.time = -np.inf
+        self.look = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the map."""
+        return self.pool.nbytes
+
+    def step(
+        self,
+        depth: np.ndarray,
+        intrinsics: np.ndarray,
+        pose: np.ndarray,
+        time: float,
+        color: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Compare a frame with the map, and fuse it.
+
+        Args:
+            depth: ``(H, W)`` metres; 0, NaN and what is too far is unknown.
+            intrinsics: ``(3, 3)`` pixels.
+            pose: ``(4, 4)`` camera-to-world.
+            time: Seconds, not before the last frame.
+            color: ``(H, W, 3)`` uint8 RGB, for the map.
+
+        Returns:
+            ``(H, W)`` bool mask of what moves, and ``(H, W)`` float32 how likely each pixel does.
+
+        Raises:
+            ValueError: If the pose or the intrinsics are none, or time goes backwards; nothing
+                is changed then.
+        """
+        height, width = depth.shape
+        matrix = check_intrinsics(intrinsics, width, height)
+        if not is_pose(pose):
+            raise ValueError("a pose is a rigid (4, 4) camera-to-world transform")
+        if not self.time <= time < np.inf:
+            raise ValueError(f"time goes from {self.time} to {time} seconds")
+        view = View.of(depth, matrix, pose, color, self.config.fuse.farthest)
+        fit, status = None, "fused"
+        if self.config.register and self.frames:
+            still = view.depth
+            if self._mask.shape == still.shape:
+                still = np.where(self._mask, np.float32(0), still)
+            fit = register(self.pool.voxels, view, still, self.config.fuse, self.poses)
+            if fit.known and fit.agree < self.config.agree:
+                self.lost += 1
+                if self.lost < self.config.patience:
+                    return self._refuse(view, time, fit)
+                self.restart()
+                status = "restarted"
+            else:
+                motion = self.poses.learn(fit) if fit.known else np.zeros(6)
+                view = replace(view, pose=moved(view.pose, motion[:3], motion[3:]))
+                self.lost = 0
+        ticks = self._ticks(time)
+        label, soft, core = self._components(view, *self._evidence(view))
+        keys = in_view(view, self.config.fuse)
+        rows, refused, given_up = self.pool.take(keys, time)
+        corners = unpack(self.pool.key[rows]) * SIDE
+        fuse(self.pool.voxels, rows, corners, view, label, ticks, self.config.fuse)
+        self.frames += 1
+        self.time = time
+        self._view = view
+        mask = self._mask = label == MOVING
+        self.look = Look(mask, soft, core, view.pose, status, fit, refused, given_up)
+        return mask, soft
+
+    def _refuse(self, view: View, time: float, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
+        """Report a frame that disagrees with the map."""
+        mask, soft = np.zeros(view.depth.shape, bool), np.zeros(view.depth.shape, np.float32)
+        self.time = time
+        self.look = Look(mask, soft, mask.copy(), view.pose, "lost", fit)
+        return mask, soft
+
+    def restart(self) -> None:
+        """Begin the map anew, at the time that it is."""
+        self.pool.reset()
+        self.frames = self.lost = 0
+        self.poses = PoseNoise()
+        self._view = None
+        self._belief = np.zeros((0, 0), np.float32)
+        self._mask = np.zeros((0, 0), bool)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All state as tensors; loading it continues bit for bit."""
+        state = {f"pool.{name}": column for name, column in self.pool.state_dict().items()}
+        counts = [self.frames, self.lost, self.poses.frames]
+        state["counts"] = torch.tensor(counts)
+        numbers = [self.time, *self.poses.mean, *self.poses.variance]
+        state["numbers"] = torch.tensor(numbers, dtype=torch.float64)
+        state["sizes"] = self._sizes()
+        if self._view is not None:
+            view = self._view
+            for name in ("depth", "camera", "pose"):
+                state[f"view.{name}"] = torch.from_numpy(getattr(view, name).copy())
+            state["belief"] = torch.from_numpy(self._belief.copy())
+            state["mask"] = torch.from_numpy(self._mask.copy())
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state_dict` gave; `look` is None until the next frame.
+
+        Raises:
+            ValueError: If it is of another configuration, incomplete, or beyond the budget;
+                nothing is changed then.
+        """
+        missing = sorted({"counts", "numbers", "sizes"} - set(state))
+        if missing:
+            raise ValueError(f"the state holds no {missing}; it is incomplete")
+        if not torch.equal(state["sizes"], self._sizes()):
+            raise ValueError("the state is of another configuration")
+        prefix = "pool."
+        self.pool.load_state_dict(
+            {name[len(prefix) :]: c for name, c in state.items() if name.startswith(prefix)}
+        )
+        self.look, self._view = None, None
+        self.frames, self.lost, self.poses.frames = state["counts"].tolist()
+        numbers = state["numbers"].numpy()
+        self.time = float(numbers[0])
+        self.poses.mean, self.poses.variance = numbers[1:7].copy(), numbers[7:9].copy()
+        if "view.depth" in state:
+            depth, camera, pose = (
+                state[f"view.{name}"].numpy().copy() for name in ("depth", "camera", "pose")
+            )
+            self._view = View(depth, depth, camera, pose, np.zeros((0, 0, 3), np.uint8))
+            self._belief = state["belief"].numpy().copy()
+            self._mask = state["mask"].numpy().copy()
+
+    def _sizes(self) -> Tensor:
+        own = {n: v for n, v in asdict(self.config).items() if n != "fuse"}
+        both = [*own.values(), *asdict(self.config.fuse).values()]
+        return torch.tensor([float(value) for value in both], dtype=torch.float64)
+
+    def _ticks(self, time: float) -> int:
+        """Whole tenths of a second since the last frame, a second at most."""
+        if not np.isfinite(self.time):
+            return 1
+        return int(min(np.floor(time * 10 + 1e-6) - np.floor(self.time * 10 + 1e-6), 10))
+
+    def _evidence(self, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pixels that may move, those that do for certain, and those that rest, ``(H, W)`` each."""
+        config, voxels, voxel = self.config, self.pool.voxels, self.config.fuse.voxel
+        around, rested = hits(
+            voxels,
+            view.depth,
+            view.camera,
+            view.pose,
+            voxel,
+            config.seen_through,
+            int(round(config.fuse.rest * 10)),
+        )
+        inside = (around >= config.empty_around).astype(np.uint8)
+        strong = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+        strong |= self._shifted(view)
+        weak = (around > 0) | strong
+        height, width = view.depth.shape
+        if self._view is not None and self._belief.shape == (height, width):
+            relative = np.linalg.inv(self._view.pose) @ view.pose
+            belief = config.fade * carried(
+                view.depth, view.camera, relative, self._view.depth, self._belief, config.carry
+            )
+        else:
+            belief = np.zeros((height, width), np.float32)
+        belief = np.maximum(np.where(rested > 0, 0, belief), strong)
+        self._belief = belief
+        return weak | (belief > 0.5), belief > 0.5, rested
+
+    def _shifted(self, view: View) -> np.ndarray:
+        """Pixels of surfaces that the map knows a little before or behind, ``(H, W)`` bool."""
+        config = self.config
+        distance = distances(
+            self.pool.voxels, view.depth, view.camera, view.pose, config.fuse.voxel, config.sure
+        )
+        known = (distance < 1.5).astype(np.float32)
+        window = (config.window, config.window)
+        count = cv2.boxFilter(known, -1, window, normalize=False)
+        total = cv2.boxFilter(distance * known, -1, window, normalize=False)
+        mean = np.abs(total) * config.fuse.truncation / np.maximum(count, 1)
+        over = (known > 0) & (count > config.window**2 / 2)
+        over &= mean > config.shift
+        if over.sum() > config.most_shifted * known.sum():
+            over[:] = False  # it is the pose that shifted
+        size = view.depth.shape[::-1]
+        return cv2.resize(over.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+
+    def _components(
+        self, view: View, weak: np.ndarray, strong: np.ndarray, rested: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What each pixel shows, how likely it moves, and the middle of what moves."""
+        config = self.config
+        depth = view.depth
+        label = np.zeros(depth.shape, np.uint8)
+        soft = 0.5 * cv2.blur(weak.astype(np.float32), (5, 5))
+        core = np.zeros(depth.shape, bool)
+        if not weak.any():
+            return label, soft, core
+        inner = (weak & ~_edges(depth)).astype(np.uint8)
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
+        area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
+        flat = parts.ravel()
+        share = np.bincount(flat, strong.ravel(), count) / area
+        still = np.bincount(flat, rested.ravel(), count) / area
+        least = config.least_pixels * depth.size / 76800
+        moves = (share > config.strong) & (area > least)
+        moves[0] = False
+        rests = moves & (still >= config.rested)
+        moves &= ~rests
+        core = moves[parts]
+        rim = cv2.dilate(np.where(core, depth, np.float32(0)), np.ones((5, 5), np.uint8))
+        mask = core | ((depth > 0) & (depth < rim + RIM))
+        label[rests[parts]] = RESTING
+        label[mask] = MOVING
+        self._belief[~core] = 0
+        soft = np.where(mask, np.maximum(0.5 + 0.5 * share[parts], 0.6), soft)
+        return label, soft.astype(np.float32), core
+
+
+def _edges(depth: np.ndarray) -> np.ndarray:
+    """Pixels beside a jump in depth, ``(H, W)`` bool."""
+    edge = np.zeros(depth.shape, bool)
+    limit = 0.06 + 0.01 * depth**2
+    for one, two in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        over = np.abs(depth[one] - depth[two]) > np.minimum(limit[one], limit[two])
+        edge[one] |= over
+        edge[two] |= over
+    return edge
