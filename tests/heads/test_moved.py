@@ -344,6 +344,16 @@ def test_a_clause_that_is_not_understood_is_said_to_be() -> None:
     answer = ask("what moved when the cat came?", moving(*DAY))
     assert answer.text.endswith('; "when the cat came" was not understood.')
     assert starts(answer) == [10, 20, 21]
+    for part in ("the fastest", "yesterday", "this morning"):
+        answer = ask(f"what moved {part}?", moving(*DAY))
+        assert answer.text.endswith(f'; "{part}" was not understood.') and len(starts(answer)) == 3
+    assert ask("what moved the most recently?", moving(*DAY)).text.endswith("right.")
+
+
+def test_a_word_that_is_no_thing_is_left_out_and_one_that_is_unknown_is_not() -> None:
+    answer = ask("did anything move outside?", moving(*DAY))
+    assert answer.text.endswith('; "outside" was not understood.') and not answer.abstained
+    assert ask("did the elephant move?", moving(*DAY)).abstained
 
 
 # --------------------------------------------------------------------------- streams

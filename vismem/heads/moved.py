@@ -67,6 +67,9 @@ def with_movements(
     newest = _newest(found, watched)
     span = (newest - JUST_NOW, math.inf) if asked.now else asked_span(found.question, newest)
     things, strange = sought(asked.subject, encoder) if asked.subject else ([], [])
+    if asked.subject and encoder.label_names and not things and not strange:  # it is no thing
+        left_out = f"{asked.subject} {asked.left_out}".strip()
+        asked = replace(asked, subject="", left_out=left_out)
     subject = " and ".join([*(thing.text for thing in things), *strange]) or asked.subject
     hops: list[Evidence] = []
     if objects is not None and streams and not (asked.near or asked.sides):

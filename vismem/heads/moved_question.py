@@ -36,6 +36,12 @@ _CLAUSE = re.compile(
     r"(?!\s+(?:second |minute )?\d)"
 )
 _OPENS = re.compile(r"(?:what|who|which|how|when|did|does|do|is|are|was|were|has|have|had)\b")
+# Is said to be left out: how they compare, and days.
+_UNREAD = re.compile(
+    r"\bthe (?:fastest|slowest|farthest|furthest|longest|most)\b(?! recent)"
+    r"|\b(?:today|yesterday|tonight)\b"
+    r"|\b(?:this|last|every) (?:morning|evening|night|week|\w+day)\b"
+)
 
 _AMOUNT = r"\d[\d:.]*(?:\s*(?:s|sec\w*|min\w*|h|hours?)\b)?"
 _TIME = re.compile(
@@ -69,7 +75,7 @@ _WORDS = frozenset(
     "anyone someone anybody somebody any some all the a an of that it in first last latest "
     "earliest most recent recently start started begin began stop stopped finish keep kept see saw "
     "seen notice spot detect detected and or thing things object objects else then so far place "
-    "around about you i me".split()
+    "around about you i me at on in by with near to for from".split()
 )
 
 
@@ -83,7 +89,8 @@ class MovedQuestion:
         sides: Words for a part of the picture, of ``left right top bottom centre``.
         streams: Those of the given names that it is asked of; empty for all.
         now: Whether it is asked what moves at present.
-        left_out: What follows "after", "when" and the like, which is not understood.
+        left_out: What is not understood: what follows "after", "when" and the like, days, and
+            how movements compare.
     """
 
     subject: str
@@ -130,6 +137,8 @@ def read_moved(question: str, streams: Iterable[str] = ()) -> MovedQuestion:
     now = re.search(r"\b(?:is|are|'s)\b.*\bmov(?:ing|ement)\b|\bright now\b|\bcurrently\b", text)
     limited = _TIME.search(text)
     text = _TIME.sub(" ", text)
+    left_out = " ".join([*_UNREAD.findall(text), left_out])
+    text = _UNREAD.sub(" ", text)
     of: list[str] = []
     for name in streams:
         of_stream = rf"\b(?:on|from|by|in) (?:the )?(?:camera )?{re.escape(name.lower())}\b(?! of)"
