@@ -19,6 +19,7 @@ __all__ = ["SURE", "View", "cue_of", "filtered", "hides_what_was_seen", "noise_o
 SURE = 3.0  # log odds at which the filter stops: 0.95 to 0.05
 _GIVEN = 2.2  # log odds that what the caller says is cut off at: 0.9 to 0.1
 _KEPT = 0.7  # share of the log odds that stays for each tenth of a second
+_PROVEN = 8.0  # weight from which on a voxel is taken for a part of the world
 _RECENT = 2.0  # seconds for which free space is still believed in
 
 
@@ -109,6 +110,7 @@ def filtered(before: Tensor, cue: Tensor, passed: float) -> Tensor:
 def hides_what_was_seen(
     points: Tensor,
     static: Tensor,
+    mass: Tensor,
     seen: Tensor,
     time: float,
     view: View,
@@ -116,12 +118,13 @@ def hides_what_was_seen(
 ) -> Tensor:
     """Which points stand where there was free space: they hide what was seen behind them just now.
 
-    A point near to a static voxel is part of it. A part of the world that comes into view for the
+    A point near to a proven static voxel is part of it. A part of the world that comes into view for the
     first time hides nothing that was seen from here, and is no motion.
 
     Args:
         points: ``(N, 3)`` metres.
         static: ``(n, 3)`` places of the static layer.
+        mass: ``(n,)`` weight of each; what moved past has left little.
         seen: ``(n,)`` when each was last seen.
         time: Now.
         view: From where it is seen; its depth is not looked at.
@@ -130,9 +133,10 @@ def hides_what_was_seen(
     Returns:
         ``(N,)`` bool.
     """
+    static, seen = static[mass >= _PROVEN], seen[mass >= _PROVEN]
     if not len(static):
         return torch.zeros(len(points), dtype=torch.bool)
-    near = torch.cdist(points, static).amin(1) < max(0.12, 1.5 * voxel)
+    near = torch.cdist(points, static).amin(1) < max(0.12, 0.75 * voxel)
     recent = static[time - seen <= _RECENT]
     pixel, depth = (torch.from_numpy(np.asarray(a)) for a in
                     project(points.double().numpy(), view.intrinsics, view.pose))  # fmt: skip

@@ -9,8 +9,9 @@ seen through leaves it.
 Three modes, by the axes of the positions:
 
 * 3, metres in the world. Motion is what the caller says, smoothed over time; else what the camera's
-  `View` tells: a token that hides what was seen behind it just now stands in free space. Without
-  either, everything is static.
+  `View` tells: a token that hides what was seen behind it just now stands in free space. That finds
+  less than half of what moves; a detector on whole depth pictures finds far more. Without either,
+  everything is static.
 * 2, fractions of the picture of a fixed camera. A token moves where its patch does not look the way
   that it has looked before: every look that was there for `rest_seconds` in sum is background, so
   that a lamp may flicker and a parked car is taken in. `StaticDynamicConfig.noise` has to be set.
@@ -217,7 +218,7 @@ class StaticDynamicMemory(Memory):
         if view is None:
             return torch.full((len(places),), -SURE)
         held = self._static.held
-        hides = hides_what_was_seen(places, held["position"], held["time"], time,
+        hides = hides_what_was_seen(places, held["position"], held["mass"], held["time"], time,
                                     view, self._static.voxel)  # fmt: skip
         return cue_of((~hides).float())
 
