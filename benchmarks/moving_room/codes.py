@@ -19,7 +19,7 @@ __all__ = ["PATCH", "Tokens", "patch_samples", "patch_tokens"]
 PATCH = 16  # pixels
 DIM = 80
 PITCH = 0.3  # metres over which a code changes
-NOISE = 0.05  # of a feature whose length is about 1
+NOISE = 0.05  # length, where that of a feature is 1
 STEP = 4  # pixels between those of a patch that are looked at
 LEAST = 3  # of them with a depth
 
@@ -54,13 +54,16 @@ def patch_samples(values: np.ndarray) -> np.ndarray:
     return np.moveaxis(cells, 2, 1).reshape(rows * columns, side * side, *values.shape[2:])
 
 
-def patch_tokens(shot: Shot, *, seed: int = 0, hidden: float = 0.35) -> Tokens:
+def patch_tokens(
+    shot: Shot, *, seed: int = 0, hidden: float = 0.35, noise: float = NOISE
+) -> Tokens:
     """Give the tokens of a shot.
 
     Args:
         shot: Of a `MovingRoom`.
         seed: Of the codes, the noise and what is hidden.
         hidden: Share of the patches that are.
+        noise: Its length, where that of a feature is 1.
 
     Example:
         >>> from moving_room.scene import MovingRoom
@@ -83,13 +86,13 @@ def patch_tokens(shot: Shot, *, seed: int = 0, hidden: float = 0.35) -> Tokens:
     of_instance = draws.normal(0, DIM**-0.5, (64, DIM))
     codes = np.cos(local[kept] @ waves + shift) * (2 / DIM) ** 0.5
     features = np.einsum("psd,ps->pd", codes, share) + of_instance[most]
-    noise = np.random.default_rng([seed, 6, frame.index])
-    features += NOISE * DIM**-0.5 * noise.normal(size=features.shape) * 2**0.5
+    chance = np.random.default_rng([seed, 6, frame.index])
+    features += noise * DIM**-0.5 * chance.normal(size=features.shape) * 2**0.5
     return Tokens(
         features.astype(np.float32),
         np.einsum("psd,ps->pd", np.nan_to_num(points[kept]), share).astype(np.float32),
         (patch_samples(shot.moving)[kept] & own).any(1),
-        noise.random(len(kept)) < hidden,
+        chance.random(len(kept)) < hidden,
         kept,
         frame.timestamp,
     )
