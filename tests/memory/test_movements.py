@@ -229,9 +229,14 @@ def test_the_labels_of_the_largest_sums_are_kept() -> None:
 
 
 def test_what_was_seen_once_goes_first() -> None:
-    flicker = (3.0, region(9, kind=5, score=1.0))
-    kept = [*lasting(0, 5, 1, score=0.1), flicker, *lasting(6, 5, 2), *lasting(12, 5, 3)]
+    flicker = (9.0, region(9, kind=5, score=1.0))  # 1 and 2 are alike and might be joined
+    kept = [*lasting(0, 5, 1, score=0.1), *lasting(6, 5, 2), flicker, *lasting(12, 5, 3)]
     assert [m.track for m in told(memory_of(*kept, rows=3))] == [1, 2, 3]
+
+
+def test_what_has_no_score_at_all_was_somewhere_all_the_same() -> None:
+    (one,) = told(memory_of(*lasting(1, 3, 1, score=0.0)))
+    assert one.best == one.first and one.score == 0
 
 
 def test_the_two_most_alike_in_a_row_are_told_as_one() -> None:
