@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -225,9 +226,12 @@ def test_coarsening_keeps_sums(axes: int, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("axes", [3, 2, 0])
 @pytest.mark.parametrize("budget", [0, 1, 77, 333, 1_001, 20_011])
-def test_a_frame_of_many_tokens_keeps_to_the_budget(axes: int, budget: int) -> None:
-    memory = StaticDynamicMemory(budget, MODES[axes])
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_a_frame_of_many_tokens_keeps_to_the_budget(axes: int, budget: int, share: float) -> None:
+    memory = StaticDynamicMemory(budget, replace(MODES[axes], dynamic_share=share))
     for n, observation in enumerate(stream(axes, 12, 200)):
+        if share == 1.0:
+            observation["motion"][:] = 1.0
         report = memory.write(**observation)
         assert report.nbytes == memory.nbytes <= budget
         assert len(memory.motion) == 200

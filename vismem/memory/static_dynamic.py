@@ -292,10 +292,12 @@ class StaticDynamicMemory(Memory):
     def _make_room(self) -> int:
         """Keep to the budget: the static layer has all that is left by what moves; how many go."""
         total = self.budget.bytes
-        dropped = self._ring.shrink(int(total * self.config.dynamic_share) // self._ring_row)
         if sum(part.nbytes for part in self._before) > total // _ASIDE:
             self._before = torch.zeros(0, self.config.axes), torch.zeros(0)
-        left = total - (self.nbytes - self._static.nbytes)
+        left = total - (self.nbytes - self._static.nbytes - self._ring.nbytes)
+        share = min(left, int(total * self.config.dynamic_share))
+        dropped = self._ring.shrink(share // self._ring_row)
+        left -= self._ring.nbytes
         return dropped + self._static.shrink(left // self.config.row_bytes)
 
     # ------------------------------------------------------------------ reading
