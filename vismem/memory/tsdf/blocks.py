@@ -61,8 +61,9 @@ def pack(x: int, y: int, z: int) -> int:
 
 @njit(cache=True)
 def _start(key: int, places: int) -> int:
-    mixed = key * 0x1E3779B97F4A7C15
-    return ((mixed >> 29) ^ mixed) & (places - 1)
+    mixed = (key ^ (key >> 30)) * 0x3F58476D1CE4E5B9  # all bits have a say, as in splitmix64
+    mixed = (mixed ^ (mixed >> 27)) * 0x14D049BB133111EB
+    return (mixed ^ (mixed >> 31)) & (places - 1)
 
 
 @njit(cache=True)
