@@ -489,6 +489,16 @@ def test_a_thing_that_is_elsewhere_moved_whether_that_was_seen_or_not() -> None:
     assert ask("did the red block move after 0:10?", moving(), objects=memory).abstained
 
 
+def test_a_move_that_was_watched_is_told_once() -> None:
+    frames = [thing((RED, place)) for place in (A, A, A, B, B, B)]
+    for each in frames:
+        each["label"][0, 0], each["label_score"][0, 0] = CAT, 0.9
+    moved = moving(path(2.5, 3.5, label=CAT), path(20, 21, label=CAT))
+    answer = ask("did the cat move?", moved, objects=memory_of(*frames))
+    assert starts(answer) == [2.5, 20]  # not from 2 to 3 once more
+    assert starts(ask("did the cat move?", moving(), objects=memory_of(*frames))) == [2]
+
+
 def test_a_thing_that_is_gone_moved_and_it_is_not_known_where_to() -> None:
     memory = memory_of(*[thing((RED, A))] * 3, *[thing()] * 2)
     answer = ask("has the red block moved?", moving(), objects=memory)
