@@ -74,6 +74,20 @@ def test_only_differences_of_positions_count(
 
 
 @BOTH
+def test_what_is_far_apart_does_not_touch(union: bool) -> None:
+    """Also not by way of the origin, which is amid the queries: a pair counts by itself."""
+    net, by = decoder(union=union), torch.tensor([2000.0, -500.0, 0.0]).double()
+    near = [store(rows, rows) for rows in (5, 4, 6)]
+    far = [one._replace(positions=one.positions + by) for one in (store(3, 9), *near[1:])]
+    both = [
+        Store(*(torch.cat(parts, 1) for parts in zip(*pair, strict=True)))
+        for pair in zip(near, far, strict=True)
+    ]
+    together, alone = (net(now.tokens, now.positions, *kept) for now, *kept in (both, near))
+    assert close(together[:, :5], alone, 5e-3)
+
+
+@BOTH
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_which_side_and_how_far_are_told_apart(union: bool, which: int) -> None:
     net, (tokens, at) = decoder(union=union), now()
