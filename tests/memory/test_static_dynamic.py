@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from memory.contract import MemoryContract, Observation, copied, recalled, same
 from torch import Tensor
 
+from vismem.memory.base import Budget
 from vismem.memory.motion_cue import View, noise_of
 from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
 
@@ -566,6 +567,46 @@ def test_a_tight_budget_makes_the_cells_of_a_picture_grow() -> None:
     assert memory._static.grown > 0 and memory._static.nbytes > 6_000
     look = memory.fuse(positions=street.positions, time=4.0)
     assert torch.isfinite(look).all()
+
+
+def test_a_full_memory_of_a_picture_still_takes_in_what_parks() -> None:
+    street = Street()
+    config = StaticDynamicConfig(CHANNELS, axes=2, voxel=1 / 24, noise=0.03)
+    memory = StaticDynamicMemory(36_000, config)
+    for n in range(10):
+        memory.write(**street.frame(n)[0])
+    assert len(memory._static) == WIDE * HIGH and not memory._static.grown
+    memory.budget = Budget(memory._static.nbytes * 5 // 4 + 8_000)  # the ring's share aside
+    for n in range(100, 170):
+        given, masks = street.frame(n)
+        memory.write(**given)
+        if 122 <= n < 140:
+            assert memory.motion[masks["car"]].mean() > 0.6
+    assert memory.motion[masks["car"]].mean() < 0.4
+
+
+@pytest.mark.parametrize("axes", [3, 2, 0])
+def test_a_reading_that_does_not_fit_is_refused(axes: int) -> None:
+    memory = StaticDynamicMemory(PLENTY, MODES[axes])
+    memory.write(**stream(axes, 1)[0])
+    query, where = noise(0, 3, DIM), torch.zeros(3, axes) if axes else None
+    good: dict[str, Any] = {"positions": where, "motion": torch.zeros(3), "k": 2}
+    assert memory.fuse(query, **good).shape == (3, DIM) and len(memory.read(query, **good).tokens)
+    for wrong in (
+        {"positions": torch.zeros(3, 1)},
+        {"positions": torch.full((3, axes), torch.nan) if axes else torch.zeros(3, 3)},
+        {"motion": torch.zeros(2)},
+        {"k": 0},
+    ):
+        for reading in (memory.fuse, memory.read):
+            with pytest.raises(ValueError):
+                reading(query, **good | wrong)
+    with pytest.raises(ValueError, match="layer"):
+        memory.read(layer="moving")
+    with pytest.raises(ValueError, match="gate"):
+        memory.fuse(query, **good, gate="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="needs"):
+        memory.fuse(None if not axes else query)
 
 
 def test_what_was_there_long_enough_is_static_without_positions() -> None:

@@ -112,6 +112,12 @@ def test_what_jumps_too_far_is_another_thing() -> None:
     assert tracks.step(torch.full((3, 2), 0.33), 0.1).tolist() == [1, 1, 1]  # 0.47 away
 
 
+def test_what_falls_apart_is_one_track_and_a_new_one() -> None:
+    tracks = Tracks(TrackConfig(axes=1, apart=0.1))
+    tracks.step(torch.zeros(3, 1), 0.0)
+    assert tracks.step(torch.tensor([[-0.3], [0.2]]), 0.1).tolist() == [1, 0]
+
+
 def test_rest_is_told_through_trembling_and_ends_with_a_walk() -> None:
     tracks = Tracks(TrackConfig())
     for n in range(101):

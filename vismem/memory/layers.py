@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -100,10 +100,12 @@ class StaticDynamicSnapshot:
             that it stands for; its position is three numbers or two, if there are any.
 
         Raises:
-            ValueError: If shapes do not fit.
+            ValueError: If shapes do not fit, or there is no such layer.
         """
         time = self._time if time is None else time
         self._check(query, positions, motion, k)
+        if layer not in (None, *get_args(Layer)):
+            raise ValueError(f"a layer is static or dynamic, not {layer!r}")
         kv = self.kv(time)
         keep = torch.ones(len(kv.dynamic), dtype=torch.bool)
         if layer is not None:
@@ -163,10 +165,12 @@ class StaticDynamicSnapshot:
             ``(M, D)`` float32; of an empty memory the query itself, or zeros.
 
         Raises:
-            ValueError: If shapes do not fit, or there is neither query nor position.
+            ValueError: If shapes do not fit, there is neither query nor position, or no such gate.
         """
         time = self._time if time is None else time
         self._check(query, positions, motion, k)
+        if gate not in ("soft", "hard"):
+            raise ValueError(f"a gate is soft or hard, not {gate!r}")
         if (positions is None) if self._config.axes else (query is None):
             raise ValueError("fuse needs positions, or a query where the memory has none")
         kv = self.kv(time)

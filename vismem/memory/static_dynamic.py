@@ -120,7 +120,7 @@ class StaticDynamicMemory(Memory):
         Args:
             tokens: ``(N, D)``; their order does not matter.
             time: Seconds, never earlier than the write before.
-            positions: ``(N, axes)`` where each token is; a token without a place is left out.
+            positions: ``(N, axes)`` where each token is; leave a token out whose place is unknown.
             motion: ``(N,)`` in 0 to 1, how likely each moves, as a detector says.
             confidence: ``(N,)`` above 0, the weight of each in a mean; 1 by default.
             view: What the camera saw; in the world alone. Takes away what it sees through.

@@ -227,14 +227,20 @@ class VoxelStore:
     def shrink(self, most: int) -> int:
         """Let cells grow until no more than a number of rows is left.
 
-        What is unproven goes first. Where even the largest cells are too many, as their corners
-        meet at the origin, the lightest rows go.
+        What is unproven has the room that is left, and an eighth of all at most where none is; the
+        least seen goes first. Where even the largest cells are too many, as their corners meet at
+        the origin, the lightest rows go.
 
         Returns:
             How many tokens were given up with their rows.
         """
-        if len(self) > most and self.config.axes != 3:
-            self._keep(self.held["count"] > 0)
+        unproven = (self.held["count"] == 0).nonzero()[:, 0]
+        over = len(unproven) - max(most // 8, most - (len(self) - len(unproven)))
+        if over > 0:
+            least = self.held["evidence"][unproven].argsort(stable=True)[:over]
+            keep = torch.ones(len(self), dtype=torch.bool)
+            keep[unproven[least]] = False
+            self._keep(keep)
         while len(self) > max(most, 1) and self.voxel < self.config.voxel * _HALF:
             # Of a surface four times the cells are left at half the side; half the way is safe.
             steps = math.log(len(self) / max(most, 1)) / 4 / math.log(self.config.growth)
