@@ -233,9 +233,9 @@ def test_what_is_attended_to_stays_by_spann3rs_rule() -> None:
     policy = Spann3RRule(3, 4)
     write(policy, 1.0, 2.0)
     for n in range(3):
-        policy.answer(rows(1.0)[1], 0.0, STILL)
+        policy.answer(rows(2.0)[1], 0.0, STILL)  # of equals the first would stay
         write(policy, 5.0 + n)
-    assert places(policy.held)[0] == 1.0 and places(policy.held)[-1] == 7.0
+    assert places(policy.held)[0] == 2.0 and places(policy.held)[-1] == 7.0
 
 
 def test_near_pointers_are_replaced_and_not_averaged() -> None:
