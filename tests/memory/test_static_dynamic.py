@@ -15,7 +15,7 @@ from memory.contract import MemoryContract, Observation, copied, recalled, same
 from torch import Tensor
 
 from vismem.memory.base import Budget
-from vismem.memory.motion_cue import View, noise_of
+from vismem.memory.motion_cue import View, filtered, hides_what_was_seen, noise_of
 from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
 
 DIM = 6
@@ -417,6 +417,25 @@ def test_what_hides_a_wall_seen_just_now_moves_and_a_new_wall_does_not() -> None
     memory.write(noise(1, 4, DIM), 1.0, positions=torch.cat([ball, beside]), view=view)
     assert (memory.motion > 0.5).tolist() == [True, True, False, False]
     assert len(memory.read(layer="dynamic").tokens) == 2
+
+
+def test_a_point_at_a_proven_voxel_is_part_of_it_though_it_hides_a_wall() -> None:
+    static = torch.tensor([[0.0, 0.0, 3.0], [0.0, 0.05, 1.0], [0.0, 0.0, 2.0]])
+    points, view = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0]]), camera(np.full((40, 40), 3.0))
+    mass, seen = torch.tensor([50.0, 50.0, 2.0]), torch.ones(3).double()
+    assert hides_what_was_seen(points, static, mass, seen, 1.5, view, 0.08).tolist() == [
+        False,
+        True,
+    ]
+    assert not hides_what_was_seen(points, static, mass, seen, 3.5, view, 0.08).any()
+
+
+def test_the_filter_goes_by_seconds() -> None:
+    sure, nothing = torch.tensor([3.0]), torch.zeros(1)
+    once = filtered(sure, nothing, 0.5)
+    for _ in range(5):
+        sure = filtered(sure, nothing, 0.1)
+    torch.testing.assert_close(once, sure)
 
 
 def test_without_a_word_and_a_view_everything_is_static() -> None:
