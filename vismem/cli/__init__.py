@@ -1,4 +1,4 @@
-"""The command line: ``vismem run | ask | detect | track | demo | inspect``, and more.
+"""The command line: ``vismem run | ask | detect | track | map | demo | inspect``, and more.
 
 Heavy imports stay inside the verbs, so that ``vismem --help`` is instant. Exit codes: 0; 2 wrong
 usage; 3 the source is missing, unreachable or unreadable; 4 the store is damaged or unknown.
@@ -15,6 +15,7 @@ import tyro
 from vismem.cli.demo import Demo
 from vismem.cli.detect import Detect
 from vismem.cli.machine import Bench, Info
+from vismem.cli.map import Map
 from vismem.cli.ros import Ros, parse_ros
 from vismem.cli.run import Run, read_preset
 from vismem.cli.stored import Ask, Export, Forget, Inspect
@@ -28,6 +29,7 @@ _VERBS: dict[str, type] = {
     "ask": Ask,
     "detect": Detect,
     "track": Track,
+    "map": Map,
     "demo": Demo,
     "ros": Ros,
     "inspect": Inspect,
@@ -41,6 +43,7 @@ _Verb = (
     | Annotated[Ask, tyro.conf.subcommand("ask")]
     | Annotated[Detect, tyro.conf.subcommand("detect")]
     | Annotated[Track, tyro.conf.subcommand("track")]
+    | Annotated[Map, tyro.conf.subcommand("map")]
     | Annotated[Demo, tyro.conf.subcommand("demo")]
     | Annotated[Ros, tyro.conf.subcommand("ros")]
     | Annotated[Inspect, tyro.conf.subcommand("inspect")]

@@ -48,7 +48,9 @@ def draw_map(
     facing = surface.normals @ towards > 0.05
     still, normals = surface.points[facing], surface.normals[facing]
     light = 0.65 + 0.35 * np.clip(normals @ np.array([0.3, -0.4, 0.87]), 0, 1)
-    shaded = (surface.colors[facing] * light[:, None] * 0.55 + 255 * 0.42).clip(0, 255)
+    own = surface.colors[facing]
+    gray = 0.25 * own + 0.75 * own.mean(1, keepdims=True)  # what moves is to stand out
+    shaded = (gray * light[:, None] * 0.6 + 255 * 0.4).clip(0, 255)
     if bounds is None:
         every = np.concatenate([still, moment.points]) if len(still) else np.zeros((1, 3))
         bounds = np.quantile(every, 0.002, axis=0), np.quantile(every, 0.998, axis=0)

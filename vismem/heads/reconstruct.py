@@ -22,12 +22,13 @@ from torch import Tensor
 from vismem.errors import StoreError, require
 from vismem.frame import Frame
 from vismem.geometry import check_intrinsics, is_pose, pixel_rays
+from vismem.heads.ply import write_ply
 from vismem.memory.base import Budget
 from vismem.memory.tracks import TrackConfig, Tracks
 from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
 from vismem.memory.tsdf.surface import SOLID, Surface, extract, occupancy
 
-__all__ = ["MapConfig", "MapMoment", "MapReport", "MovingMap", "Path4D", "write_ply"]
+__all__ = ["MapConfig", "MapMoment", "MapReport", "MovingMap", "Path4D"]
 
 RING_SHARE = 1 / 8  # of the budget, for what moves
 POINT_BYTES = 12 + 3 + 8 + 12  # place, colour, track and velocity
@@ -366,39 +367,3 @@ class MovingMap:
             recording.set_time("stream", duration=entry.time)
             recording.log("map/transient", rr.Points3D(entry.points, colors=entry.colors))
         recording.flush()
-
-
-def write_ply(
-    path: str | os.PathLike[str],
-    points: np.ndarray,
-    colors: np.ndarray,
-    normals: np.ndarray | None = None,
-    faces: np.ndarray | None = None,
-) -> None:
-    """Write points, and faces between them, as binary PLY.
-
-    Args:
-        path: File to write.
-        points: ``(N, 3)`` metres.
-        colors: ``(N, 3)`` uint8 RGB.
-        normals: ``(N, 3)``.
-        faces: ``(F, 4)`` points of each quad.
-    """
-    columns = [(axis, "<f4") for axis in "xyz"]
-    columns += [(f"n{axis}", "<f4") for axis in "xyz"] if normals is not None else []
-    columns += [(name, "u1") for name in ("red", "green", "blue")]
-    rows = np.empty(len(points), columns)
-    wide = [points, *([] if normals is None else [normals]), colors]
-    for (name, _), column in zip(columns, np.concatenate(wide, 1).T, strict=True):
-        rows[name] = column
-    kinds = {"<f4": "float", "u1": "uchar"}
-    header = ["ply", "format binary_little_endian 1.0", f"element vertex {len(points)}"]
-    header += [f"property {kinds[kind]} {name}" for name, kind in columns]
-    quads = b""
-    if faces is not None:
-        header += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
-        listed = np.empty(len(faces), [("count", "u1"), ("points", "<i4", 4)])
-        listed["count"], listed["points"] = 4, faces
-        quads = listed.tobytes()
-    text = "\n".join([*header, "end_header", ""])
-    Path(path).write_bytes(text.encode("ascii") + rows.tobytes() + quads)

@@ -190,7 +190,7 @@ class BlockPool:
         old = old[np.isfinite(self.seen[old])]
         keep = np.setdiff1d(np.arange(self.count), old)
         kept = len(keep)
-        for column in (self.key, self.seen, *self.voxels[2:]):
+        for column in self._columns().values():
             column[:kept] = column[keep]
             column[kept : self.count] = 0
         self.count = kept
@@ -201,10 +201,14 @@ class BlockPool:
         self.voxels.keys[:] = EMPTY
         _insert_all(self.voxels.keys, self.voxels.slots, self.key[: self.count], 0)
 
+    def _columns(self) -> dict[str, np.ndarray]:
+        """All that is known of blocks, a row each."""
+        named = zip(Voxels._fields[2:], self.voxels[2:], strict=True)
+        return {"key": self.key, "seen": self.seen, **dict(named)}
+
     def state_dict(self) -> dict[str, Tensor]:
         """All blocks as tensors; `load_state_dict` takes them up bit for bit."""
-        named = {"key": self.key, "seen": self.seen} | self.voxels._asdict()
-        held = {n: c[: self.count].copy() for n, c in named.items() if n not in ("keys", "slots")}
+        held = {name: column[: self.count].copy() for name, column in self._columns().items()}
         return {name: torch.from_numpy(column) for name, column in held.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -213,8 +217,7 @@ class BlockPool:
         Raises:
             ValueError: If it is incomplete, or holds more blocks than the budget.
         """
-        columns = {"key": self.key, "seen": self.seen}
-        columns |= dict(zip(Voxels._fields[2:], self.voxels[2:], strict=True))
+        columns = self._columns()
         missing = sorted(set(columns) - set(state))
         if missing:
             raise ValueError(f"the state holds no {missing}; it is incomplete")
@@ -227,6 +230,6 @@ class BlockPool:
                 raise ValueError(f"the state's {name} are {given.dtype} {given.shape}")
         self.reset()
         self.count = count
-        for name, column in columns.items():
+        for name, column in self._columns().items():
             column[:count] = state[name].numpy()
         self._index()

@@ -30,7 +30,12 @@ def hits(
     seen_through: int,
     rest: int,
 ) -> tuple:
-    """Of each pixel's voxel: 27 neighbours that are empty (0 if it is not itself), and rest."""
+    """What is known of each pixel's voxel, ``(H, W)`` uint8 each.
+
+    Returns:
+        How many of the 27 voxels around it are empty, 0 where it is not empty itself, 1 at odd
+        pixels where it is; and whether something has been in it for long enough to rest.
+    """
     height, width = depth.shape
     around = np.zeros((height, width), np.uint8)
     rested = np.zeros((height, width), np.uint8)
@@ -49,6 +54,9 @@ def hits(
             place = ((i & 7) << 6) | ((j & 7) << 3) | (k & 7)
             rested[v, u] = voxels.occupied[row, place] >= rest
             if voxels.free[row, place] < seen_through:
+                continue
+            around[v, u] = 1
+            if v % 2 or u % 2:
                 continue
             count = 0
             for n in range(27):

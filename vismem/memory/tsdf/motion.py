@@ -20,7 +20,7 @@ from vismem.memory.base import Budget
 from vismem.memory.tsdf.blocks import SIDE, BlockPool, unpack
 from vismem.memory.tsdf.evidence import carried, distances, hits
 from vismem.memory.tsdf.fuse import MOVING, RESTING, FuseConfig, View, fuse, in_view
-from vismem.memory.tsdf.register import Fit, PoseNoise, moved, register
+from vismem.memory.tsdf.register import LEAST, Fit, PoseNoise, moved, register, stride
 
 __all__ = ["Look", "MotionConfig", "MotionDetector"]
 
@@ -48,7 +48,8 @@ class MotionConfig:
             metres of depth.
         fade: Share of that belief that is left each frame.
         register: Whether each picture is brought onto the map before it is compared.
-        agree: Share of the compared pixels that must lie on the map; below it the pose is lost.
+        agree: Share of the pixels that the map knows something of, that must lie on its surface;
+            below it the pose is lost.
         patience: Lost frames after which the map is begun anew.
     """
 
@@ -58,14 +59,14 @@ class MotionConfig:
     strong: float = 0.25
     least_pixels: int = 60
     rested: float = 0.9
-    shift: float = 0.035
+    shift: float = 0.045
     window: int = 9
     sure: int = 2
     most_shifted: float = 0.3
     carry: float = 0.06
     fade: float = 0.95
     register: bool = True
-    agree: float = 0.4
+    agree: float = 0.25
     patience: int = 30
 
 
@@ -168,24 +169,28 @@ class MotionDetector:
         if not self.time <= time < np.inf:
             raise ValueError(f"time goes from {self.time} to {time} seconds")
         view = View.of(depth, matrix, pose, color, self.config.fuse.farthest)
-        fit, status = None, "fused"
+        fit, status, given = None, "fused", view.pose
         if self.config.register and self.frames:
             still = view.depth
             if self._mask.shape == still.shape:
                 still = np.where(self._mask, np.float32(0), still)
             fit = register(self.pool.voxels, view, still, self.config.fuse, self.poses)
-            if fit.known and fit.agree < self.config.agree:
-                self.lost += 1
-                if self.lost < self.config.patience:
-                    return self._refuse(view, time, fit)
-                self.restart()
-                status = "restarted"
-            else:
-                motion = self.poses.learn(fit) if fit.known else np.zeros(6)
-                view = replace(view, pose=moved(view.pose, motion[:3], motion[3:]))
-                self.lost = 0
+            own = fit.motion - self.poses.mean
+            view = replace(view, pose=moved(given, own[:3], own[3:]))
+        weak, strong, rested = self._evidence(view)
+        if fit is not None and self._disagrees(fit, weak, view):
+            self.lost += 1
+            if self.lost < self.config.patience:
+                return self._refuse(view, time, fit)
+            self.restart()
+            view, status = replace(view, pose=given), "restarted"
+            weak = strong = np.zeros(weak.shape, bool)
+        elif fit is not None:
+            self.lost = 0
+            if fit.known:
+                self.poses.learn(fit)
         ticks = self._ticks(time)
-        label, soft, core = self._components(view, *self._evidence(view))
+        label, soft, core = self._components(view, weak, strong, rested)
         keys = in_view(view, self.config.fuse)
         rows, refused, given_up = self.pool.take(keys, time)
         corners = unpack(self.pool.key[rows]) * SIDE
@@ -197,10 +202,17 @@ class MotionDetector:
         self.look = Look(mask, soft, core, view.pose, status, fit, refused, given_up)
         return mask, soft
 
+    def _disagrees(self, fit: Fit, weak: np.ndarray, view: View) -> bool:
+        """Whether so little of a picture lies on the map that its pose must be wrong."""
+        through = weak.sum() / stride(view.depth) ** 2  # pixels where the map knows nothing is
+        compared = fit.known + through
+        return compared >= LEAST and fit.agree * fit.known < self.config.agree * compared
+
     def _refuse(self, view: View, time: float, fit: Fit) -> tuple[np.ndarray, np.ndarray]:
         """Report a frame that disagrees with the map."""
         mask, soft = np.zeros(view.depth.shape, bool), np.zeros(view.depth.shape, np.float32)
         self.time = time
+        self._view = None
         self.look = Look(mask, soft, mask.copy(), view.pose, "lost", fit)
         return mask, soft
 
@@ -281,7 +293,8 @@ class MotionDetector:
             config.seen_through,
             int(round(config.fuse.rest * 10)),
         )
-        inside = (around >= config.empty_around).astype(np.uint8)
+        inside = np.repeat(np.repeat(around[::2, ::2] >= config.empty_around, 2, 0), 2, 1)
+        inside = (inside[: around.shape[0], : around.shape[1]] & (around > 0)).astype(np.uint8)
         strong = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
         strong |= self._shifted(view)
         weak = (around > 0) | strong

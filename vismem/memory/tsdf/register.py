@@ -15,7 +15,7 @@ from numba import njit
 from vismem.memory.tsdf.blocks import Voxels, find, pack
 from vismem.memory.tsdf.fuse import ONE, FuseConfig, View
 
-__all__ = ["Fit", "PoseNoise", "distance_at", "moved", "register"]
+__all__ = ["LEAST", "Fit", "PoseNoise", "distance_at", "moved", "register", "stride"]
 
 STEPS = 6
 SAMPLES = 2500  # pixels
@@ -173,6 +173,11 @@ def moved(pose: np.ndarray, turn: np.ndarray, shift: np.ndarray) -> np.ndarray:
     return out
 
 
+def stride(depth: np.ndarray) -> int:
+    """Pixels from one sample to the next, in rows and columns."""
+    return max(1, int(np.sqrt(depth.size / SAMPLES)))
+
+
 def register(
     voxels: Voxels, view: View, depth: np.ndarray, config: FuseConfig, poses: PoseNoise
 ) -> Fit:
@@ -188,7 +193,7 @@ def register(
     Returns:
         What fits, and how well; the expected motion where the map says too little.
     """
-    step = max(1, int(np.sqrt(view.depth.size / SAMPLES)))
+    step = stride(depth)
     expected, belief = poses.mean, np.diag(1 / np.repeat(poses.variance, 3))
     total = expected.copy()
     for turn in range(STEPS + 1):
@@ -223,18 +228,16 @@ class PoseNoise:
         self.mean = np.zeros(6)
         self.variance = np.square(FIRST)
 
-    def learn(self, fit: Fit) -> np.ndarray:
-        """Take up how a frame fitted; gives the motion ``(6,)`` that its pose needs.
+    def learn(self, fit: Fit) -> None:
+        """Take up how a frame fitted.
 
-        That is less the slow part. Without that the map would drift by its own errors, where the
-        poses that are given do not.
+        Less the mean its motion is what its pose needs: with the mean the map would drift by its
+        own errors, where the poses that are given do not.
         """
         self.frames += 1
         own = fit.motion - self.mean
         fresh = (np.square(own) + fit.variance).reshape(2, 3).mean(1)
-        self.variance = self.variance + max(1 / (self.frames + 4), 1 / QUICK) * (
-            fresh - self.variance
-        )
+        share = max(1 / (self.frames + 4), 1 / QUICK)
+        self.variance = self.variance + share * (fresh - self.variance)
         self.variance = np.maximum(self.variance, np.square(FLOOR))
         self.mean = self.mean + max(1 / (self.frames + 1), 1 / STEADY) * own
-        return fit.motion - self.mean

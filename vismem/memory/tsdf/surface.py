@@ -198,5 +198,6 @@ def occupancy(
         least: Looks that a voxel must be the mean of, to be solid.
     """
     places = np.floor(np.asarray(points, np.float64) / config.voxel).astype(np.int64)
-    solid = 0.5 * config.voxel / config.truncation * ONE  # the voxel that the surface passes
+    # Distances are along the ray: up to here the surface may pass the voxel.
+    solid = config.voxel / config.truncation * ONE
     return _states(pool.voxels, places, least, solid)
