@@ -114,5 +114,6 @@ def test_golden_streamvggt_keeps_the_least_alike_in_order(count: int, data: st.D
     assert score == pytest.approx(float(alike.mean()))
     assert (index.diff(dim=2) > 0).all()
     gone = torch.ones_like(alike, dtype=torch.bool).scatter(2, index, False)
-    if 0 < kept < count:
-        assert alike.gather(2, index).amax(2).le(alike.masked_fill(~gone, math.inf).amin(2)).all()
+    if 0 < kept < count:  # two keys are equally like their mean, but for rounding
+        most = alike.gather(2, index).amax(2)
+        assert (most <= alike.masked_fill(~gone, math.inf).amin(2) + 1e-12).all()
