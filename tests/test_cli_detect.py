@@ -32,7 +32,7 @@ def scripted(monkeypatch):
         keep = scores >= least
         return torch.tensor([[0.25, 0.25, 0.5, 0.75]])[keep], scores[keep]
 
-    monkeypatch.setattr(head, "people", lambda: propose)
+    monkeypatch.setattr(head, "people", lambda *_, **__: propose)
     monkeypatch.setattr(
         head, "person_looks", lambda: lambda image, boxes: torch.ones(len(boxes), 8)
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from vismem.encoders.base import Encoding
 from vismem.encoders.objects import find_objects
 from vismem.frame import Frame
+from vismem.heads.moving import Moving
 from vismem.memory.open_moment import bytes_tensor
 from vismem.store import Event
 
@@ -26,7 +27,9 @@ LEAST_EVENT = 0.05  # label score below which nothing is listed as an event
 THUMBNAIL_WIDTH = 192
 
 
-def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[str, Tensor]:
+def observation(
+    frame: Frame, encoding: Encoding, max_thumbnail: int, moving: Moving | None = None
+) -> dict[str, Tensor]:
     """Put together what is kept of an encoded frame.
 
     Args:
@@ -34,6 +37,7 @@ def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[st
             there are depth and intrinsics as well.
         encoding: Gives tokens, embedding and labels.
         max_thumbnail: Bytes that the thumbnail may have.
+        moving: What moves in it, if that could be told.
 
     Returns:
         Tensors by name, in the types of the log.
@@ -48,6 +52,9 @@ def observation(frame: Frame, encoding: Encoding, max_thumbnail: int) -> dict[st
         tensors["pose"] = torch.from_numpy(np.asarray(frame.pose, np.float32))
     if (things := find_objects(frame, encoding.labels)) is not None:
         tensors |= {f"object.{name}": value for name, value in things.tensors().items()}
+    if moving is not None:
+        seen = moving.tensors(encoding.labels)
+        tensors |= {f"move.{name}": value for name, value in seen.items()}
     if encoding.labels is not None:
         labels = encoding.labels
         tensors |= {

@@ -24,10 +24,13 @@ from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame
 from vismem.heads.answer import THRESHOLD, Answer, answer, asked_span
 from vismem.heads.locate import asks_where, with_places
+from vismem.heads.moved import asks_moved, with_movements
+from vismem.heads.moving import MotionWatch, Moving
 from vismem.heads.nearest import nearest_by
 from vismem.heads.spoken import spoken
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
+from vismem.memory.movements import MovementSnapshot
 from vismem.memory.objects import ObjectSnapshot
 from vismem.memory.slots import SlotSnapshot
 from vismem.model_memory import ModelMemory, ModelSettings
@@ -51,6 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = ["VisualMemory"]
 
+Encoded = tuple[Encoding, Moving | None]  # what is made of a frame before it is stored
+
 COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
 COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 
@@ -71,6 +76,7 @@ class VisualMemory(Closeable):
         encoder: Name of an encoder (``"embedded"``, ``"siglip2"``, a model of a hub) or an encoder.
         durability: ``"process"`` survives a crash of the program, ``"power"`` one of the machine.
         retain: Age in seconds beyond which moments are forgotten, for privacy; ``None`` keeps all.
+        motion: Whether to seek what moves, where the camera stands still or gives depth and poses.
         queue: Frames that may wait for the encoder.
         moments: Settings of `EpisodicConfig` beside the sizes that the encoder gives.
 
@@ -98,6 +104,7 @@ class VisualMemory(Closeable):
         llm: VideoLLM | None = None,
         durability: Durability = "process",
         retain: float | None = None,
+        motion: bool = True,
         queue: int = 8,
         moments: Mapping[str, Any] | None = None,
     ):
@@ -114,6 +121,7 @@ class VisualMemory(Closeable):
             "budget": size.bytes,
             "policy": policy,
             "retain": retain,
+            "motion": bool(motion),
             "moments": dict(moments or {}),
         }
         settings = ModelSettings(model) if isinstance(model, str) else model
@@ -125,6 +133,7 @@ class VisualMemory(Closeable):
             **{"max_tokens": self.encoder.max_tokens, **dict(moments or {})},
         )
         self._retain, self._durability = retain, durability
+        self._watch = MotionWatch() if motion else None
         self._store: MemoryStore | None = None
         self.model: ModelMemory | None = None
         self._begin(queue, size.bytes, policy)
@@ -186,6 +195,7 @@ class VisualMemory(Closeable):
                 encoder=encoder or config["encoder"],
                 policy=config.get("policy", "moments"),
                 retain=config["retain"],
+                motion=config.get("motion", False),
                 durability=store.durability,
                 queue=queue,
                 moments=config["moments"],
@@ -350,11 +360,12 @@ class VisualMemory(Closeable):
         """
         self._writer.flush()
 
-    def _encode(self, frame: Frame) -> Encoding:
+    def _encode(self, frame: Frame) -> Encoded:
         began = time.thread_time()
         encoding = self.encoder.encode([frame.image])[0]
+        moving = self._watch.step(frame) if self._watch else None
         self.stats.encode_seconds += time.thread_time() - began
-        return encoding
+        return encoding, moving
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
         self.stats.refused += 1
@@ -364,7 +375,7 @@ class VisualMemory(Closeable):
         if problem not in self.stats.problems and len(self.stats.problems) < 20:
             self.stats.problems.append(problem)
 
-    def _take(self, frame: Frame, encoding: Encoding) -> None:
+    def _take(self, frame: Frame, encoded: Encoded) -> None:
         """Store one encoded frame, then remember it."""
         with self._store_lock:
             # Sealing comes first: if it fails, the frame is tried again and must not be there yet.
@@ -374,15 +385,15 @@ class VisualMemory(Closeable):
                 or self._logged >= min(max(self.budget.bytes, COMMIT_BYTES[0]), COMMIT_BYTES[1])
             ):
                 self._commit()
-            self._append(frame, encoding)
+            self._append(frame, *encoded)
 
-    def _append(self, frame: Frame, encoding: Encoding) -> None:
+    def _append(self, frame: Frame, encoding: Encoding, moving: Moving | None) -> None:
         stream = self._streams.take(frame.stream)
         at = stream.clock.time_of(frame.timestamp)
         if at is None:
             self.stats.late += 1
             return
-        tensors = observation(frame, encoding, self.sizes.max_thumbnail)
+        tensors = observation(frame, encoding, self.sizes.max_thumbnail, moving)
         stream.check(at, tensors)  # what is logged can be replayed
         self._streams.world.check(at, tensors)
         if self.model:  # first, for a frame that comes again is not looked at twice
@@ -539,6 +550,10 @@ class VisualMemory(Closeable):
         with streams.lock:
             return streams.world.snapshot()
 
+    def movements(self) -> dict[str, MovementSnapshot]:
+        """Immutable views of what moved, of the streams in which that could be told."""
+        return self._streams.movements()
+
     def recall(
         self,
         question: str | None = None,
@@ -608,7 +623,7 @@ class VisualMemory(Closeable):
         streams = self._streams
         with streams.lock:  # all of the same instant
             snapshots, views, facts = streams.snapshots(), streams.visual(), streams.describe()
-            things = streams.world.snapshot()
+            things, moves = streams.world.snapshot(), streams.movements()
         scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
         nearest = None
         if index := self._index:
@@ -624,6 +639,10 @@ class VisualMemory(Closeable):
         )
         if asks_where(question):
             found = with_places(found, things, self.encoder, threshold=threshold)
+        if asks_moved(question):
+            return with_movements(
+                found, moves, things, snapshots, self.encoder, threshold=threshold
+            )
         if not (self.model and words):
             return found
         newest = facts["span"][1] if facts["span"] else 0.0

@@ -38,7 +38,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     try:
         known = {"encoder", "budget", "policy", "retain", "moments"}
-        if set(config) != known:
+        if set(config) - {"motion"} != known:  # which memories of before have not
             raise ValueError(f"they are {sorted(config)}")
         Budget(int(config["budget"]))
         check_policy(config["policy"])

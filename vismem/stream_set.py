@@ -12,6 +12,7 @@ from torch import Tensor
 from vismem.clock import StreamClock
 from vismem.memory.base import WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot, Segment
+from vismem.memory.movements import MovementSnapshot
 from vismem.memory.slots import SlotSnapshot
 from vismem.stats import Stats
 from vismem.store import MemoryStore, SegmentData
@@ -74,7 +75,8 @@ class StreamSet(Mapping[str, StreamMemory]):
         """Take one frame; see `StreamMemory.write`."""
         stream = self.take(name)
         with self.lock:
-            if self.world.begin(self.budget, tensors):
+            begun = self.world.begin(self.budget, tensors)
+            if stream.begin(tensors) or begun:
                 self._share_budget()
             self.world.write(time, tensors)
             report = stream.write(time, tensors)
@@ -129,6 +131,11 @@ class StreamSet(Mapping[str, StreamMemory]):
         """Immutable views of the banks of visual tokens, by stream; none for ``"moments"``."""
         with self.lock:
             return {name: s.bank.snapshot() for name, s in self.items() if s.bank}
+
+    def movements(self) -> dict[str, MovementSnapshot]:
+        """Immutable views of what moved, of the streams in which that could be told."""
+        with self.lock:
+            return {name: s.moves.snapshot() for name, s in self.items() if s.moves is not None}
 
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from vismem.encoders.person import PersonDetector
 from vismem.errors import UsageError
 from vismem.frame import Frame
-from vismem.heads.detect import PERSON, DetectConfig, Detector
+from vismem.heads.detect import MOST_WINDOWS, PERSON, DetectConfig, Detector, windows
 from vismem.heads.looks import LOOK_DIM, person_looks
 
 PLACE = (0.4, 0.1, 0.6, 0.9)
@@ -347,3 +347,84 @@ def test_what_is_not_finite_or_does_not_fit_is_refused_and_changes_nothing(what,
     assert after.keys() == before.keys()
     for stream in before:
         assert all(torch.equal(before[stream][key], after[stream][key]) for key in before[stream])
+
+
+# --------------------------------------------------------------------------- looked at from near
+
+
+class Regions:
+    """Says what moves as it is told to."""
+
+    def __init__(self, *boxes: tuple[float, ...]) -> None:
+        self.boxes = torch.tensor(boxes).reshape(-1, 4)
+
+    def step(self, frame: Frame):
+        return self if len(self.boxes) else None
+
+
+WIDE = Frame(np.zeros((600, 800, 3), np.uint8), 0.0)
+
+
+def brightest(image: np.ndarray, least: float) -> tuple[Tensor, Tensor]:
+    """A detector that finds white, where it fills a hundredth of what it is shown."""
+    y, x = np.nonzero(image[..., 0])
+    if len(y) < 0.01 * image[..., 0].size:
+        return torch.zeros(0, 4), torch.zeros(0)
+    height, width = image.shape[:2]
+    box = x.min() / width, y.min() / height, (x.max() + 1) / width, (y.max() + 1) / height
+    return torch.tensor([box]).float(), torch.tensor([0.9])
+
+
+def test_what_is_too_small_is_found_where_it_moves() -> None:
+    image = WIDE.image.copy()
+    image[300:340, 500:520] = 255
+    frame = Frame(image, 0.0)
+    place = 490 / 800, 290 / 600, 530 / 800, 350 / 600
+    assert not len(Detector(propose=brightest).step(frame))
+    found = Detector(propose=brightest, moving=Regions(place)).step(frame)
+    assert found.boxes.tolist() == [pytest.approx([500, 300, 520, 340], abs=1)]
+    assert not len(Detector(propose=brightest, moving=Regions()).step(frame))
+    assert not len(Detector(propose=brightest, moving=Regions((0.0, 0.0, 0.1, 0.1))).step(frame))
+
+
+def test_one_person_seen_in_the_picture_and_from_near_is_one_box() -> None:
+    image = WIDE.image.copy()
+    image[200:400, 300:420] = 255
+    place = 290 / 800, 190 / 600, 430 / 800, 410 / 600
+    found = Detector(propose=brightest, moving=Regions(place, place)).step(Frame(image, 0.0))
+    assert found.boxes.tolist() == [pytest.approx([300, 200, 420, 400], abs=2)]
+
+
+def test_what_an_inner_edge_of_a_window_cuts_is_left_to_others() -> None:
+    image = WIDE.image.copy()
+    image[300:340, 0:600] = 255  # reaches out of any window around its middle
+    found = Detector(propose=brightest, moving=Regions((0.45, 0.5, 0.5, 0.56))).step(
+        Frame(image, 0.0)
+    )
+    assert found.boxes.tolist() == [pytest.approx([0, 300, 600, 340], abs=1)]
+
+
+box = st.tuples(*[st.floats(0, 1)] * 4).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3]))
+)
+
+
+@given(st.lists(box, max_size=30), st.integers(1, 900), st.integers(1, 900))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_windows_lie_in_the_picture_and_are_few(boxes, width: int, height: int) -> None:
+    frame = Frame(np.zeros((height, width, 3), np.uint8), 0.0)
+    found = windows(frame, torch.tensor(boxes).reshape(-1, 4))
+    assert len(found) <= MOST_WINDOWS and (len(found) > 0) == (len(boxes) > 0)
+    for x, y, side in found:
+        assert 0 < side and 0 <= x <= width - side and 0 <= y <= height - side
+
+
+def test_a_row_of_people_is_covered_by_several_windows() -> None:
+    row = 0.1, 0.4, 0.9, 0.55  # 640 by 90 pixels
+    found = windows(WIDE, torch.tensor([row]))
+    covered = np.zeros(800, bool)
+    for x, y, side in found:
+        assert y <= 240 and y + side >= 330 and side < 300
+        covered[x : x + side] = True
+    assert len(found) > 2 and covered[80:720].all()
+    assert len(windows(WIDE, torch.tensor([row, (0.3, 0.42, 0.34, 0.52)]))) == len(found)

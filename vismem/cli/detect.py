@@ -24,6 +24,8 @@ class Detect:
     """File, folder, bag, webcam number or rtsp:// or http:// address."""
     memory: bool = False
     """Let what was seen before help: ids, and boxes that one frame alone is not sure of."""
+    moving: bool = False
+    """Look from near at what moves, if the camera stands still or gives depth and poses."""
     out: Path | None = None
     """File to write; standard output by default."""
     format: Literal["jsonl", "coco", "video"] = "jsonl"
@@ -43,12 +45,17 @@ class Detect:
 
         from vismem.heads.detect import DetectConfig, Detector
         from vismem.heads.detections_out import open_detections
+        from vismem.heads.moving import MotionWatch
         from vismem.streams import open_stream
 
         if self.threads < 1:
             raise UsageError(f"--threads is 1 or more, not {self.threads}")
         torch.set_num_threads(self.threads)
-        detector = Detector(memory=self.memory, config=DetectConfig(threshold=self.threshold))
+        detector = Detector(
+            memory=self.memory,
+            moving=MotionWatch() if self.moving else None,
+            config=DetectConfig(threshold=self.threshold),
+        )
         frames = found = refused = 0
         people: set[int] = set()
         stopped = ""

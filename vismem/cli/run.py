@@ -51,6 +51,8 @@ class Run:
     """What they may take on disk, for each stream."""
     model_precision: Literal["model", "int8", "int4"] = "int8"
     """What they are stored in."""
+    motion: bool = True
+    """Seek what moves, where the camera stands still or gives depth and poses; or as before."""
     resume: bool = False
     """Go on with a memory that exists, after its last frame."""
     retain: float | None = None
@@ -149,6 +151,7 @@ def _open_to_write(verb: Run, out: Path) -> VisualMemory:
             model=settings or None,
             durability=verb.durability,
             retain=verb.retain,
+            motion=verb.motion,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -165,6 +168,9 @@ def _resumed(verb: Run, memory: VisualMemory) -> VisualMemory:
             f"this memory was begun with {begun or 'no video language model'}, not {verb.model}; "
             f"resume without --model, or give another --out"
         )
+    if not verb.motion and memory.config.get("motion", False):
+        memory.close()
+        raise UsageError("this memory seeks what moves; resume without --no-motion, or give another --out")
     try:
         if verb.budget is not None or verb.policy is not None:
             memory.change(budget=verb.budget, policy=verb.policy)

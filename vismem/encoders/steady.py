@@ -63,7 +63,12 @@ class Steady:
         if len(self._corners) < LEAST_CORNERS:
             return True
         went, found, _ = cv2.calcOpticalFlowPyrLK(
-            self._gray, gray, self._corners, None, winSize=(11, 11), maxLevel=1
+            self._gray,
+            gray,
+            self._corners,
+            np.empty_like(self._corners),
+            winSize=(11, 11),
+            maxLevel=1,
         )
         shift = (went - self._corners)[found[:, 0] > 0, 0]
         far = (np.linalg.norm(shift, axis=1) > FAR).sum() + (len(self._corners) - len(shift))

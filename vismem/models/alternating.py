@@ -244,11 +244,10 @@ class AlternatingDecoder(nn.Module):
         self.kind = nn.Parameter(torch.zeros(2, config.width))  # transient, persistent
         self.norm_memory = nn.LayerNorm(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.head = nn.Sequential(
-            nn.LayerNorm(config.width), nn.Linear(config.width, config.token_dim)
-        )
+        out = nn.Linear(config.width, config.token_dim)
+        self.head = nn.Sequential(nn.LayerNorm(config.width), out)
         nn.init.orthogonal_(self.embed.weight)  # and the way out begins as the way in, turned round
-        self.head[1].weight.detach().copy_(self.embed.weight.T)
+        out.weight.detach().copy_(self.embed.weight.T)
 
     def forward(
         self,
