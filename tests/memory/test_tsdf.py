@@ -197,10 +197,10 @@ def test_what_comes_in_is_found_and_leaves_no_ghost():
 def test_what_leaves_is_carved_away():
     detector = MotionDetector("32MB")
     there = (*TABLE, BALL.moved(0, -0.25, 0.35))
-    played(detector, [there] * 8)
+    played(detector, [there] * 25)
     held = np.array([[0.0, -0.25, 0.48]])
     assert occupancy(detector.pool, held, detector.config.fuse).tolist() == [SOLID]
-    played(detector, [TABLE] * 12, start=8)
+    played(detector, [TABLE] * 7, start=25)  # sooner than 25 looks would be outweighed
     assert occupancy(detector.pool, held, detector.config.fuse).tolist() == [AIR]
 
 
