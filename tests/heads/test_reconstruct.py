@@ -88,6 +88,7 @@ def test_what_cannot_be_used_is_reported_and_changes_nothing(played):
         "no intrinsics": replace(frame, intrinsics=None),
         "rigid": replace(frame, pose=np.full((4, 4), np.nan)),
         "focal": replace(frame, intrinsics=np.diag([0.0, 1, 1])),
+        "skewed": replace(frame, intrinsics=frame.intrinsics + np.eye(3, k=1) * [1, 1, 0]),
         "size": replace(frame, depth=frame.depth[:60]),
         "nothing is seen": replace(frame, depth=np.zeros_like(frame.depth)),
         "time goes": replace(frame, timestamp=1.0),

@@ -204,9 +204,11 @@ class MovingMap:
         if frame.depth.shape != frame.image.shape[:2]:
             return f"depth of {frame.depth.shape} is not of the picture's size"
         try:
-            check_intrinsics(frame.intrinsics, frame.width, frame.height)
+            matrix = check_intrinsics(frame.intrinsics, frame.width, frame.height)
         except ValueError as error:
             return str(error)
+        if matrix[0, 1]:
+            return "pixels are skewed; rectify the pictures first"
         if not is_pose(frame.pose):
             return "the pose is no rigid transform"
         if not self.time <= frame.timestamp < np.inf:

@@ -164,6 +164,8 @@ class MotionDetector:
         """
         height, width = depth.shape
         matrix = check_intrinsics(intrinsics, width, height)
+        if matrix[0, 1]:
+            raise ValueError("pixels are skewed; rectify the pictures first")
         if not is_pose(pose):
             raise ValueError("a pose is a rigid (4, 4) camera-to-world transform")
         if not self.time <= time < np.inf:
