@@ -170,7 +170,9 @@ def _resumed(verb: Run, memory: VisualMemory) -> VisualMemory:
         )
     if not verb.motion and memory.config.get("motion", False):
         memory.close()
-        raise UsageError("this memory seeks what moves; resume without --no-motion, or give another --out")
+        raise UsageError(
+            "this memory seeks what moves; resume without --no-motion, or give another --out"
+        )
     try:
         if verb.budget is not None or verb.policy is not None:
             memory.change(budget=verb.budget, policy=verb.policy)

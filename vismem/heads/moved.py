@@ -76,7 +76,11 @@ def with_movements(
         hops = _hops(things, objects, span, threshold, streams[0])
     if not watched and not hops:
         text = f"Whether {subject or 'something'} moved is not known"
-        return _answer(found, f"{text}: this memory did not watch for movement.", ())
+        return _answer(
+            found,
+            f"{text}: this memory did not watch, or no camera stood still for long enough.",
+            (),
+        )
 
     def tell(stream: str, one: Movement, label: str = "", fit: float = 1.0) -> Evidence:
         return _evidence(one, label or _name(one, encoder), fit, stream, snapshots.get(stream))

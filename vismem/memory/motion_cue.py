@@ -118,8 +118,8 @@ def hides_what_was_seen(
 ) -> Tensor:
     """Which points stand where there was free space: they hide what was seen behind them just now.
 
-    A point near to a proven static voxel is part of it. A part of the world that comes into view for the
-    first time hides nothing that was seen from here, and is no motion.
+    A point near to a proven static voxel is part of it. A part of the world that comes into view
+    for the first time hides nothing that was seen from here, and is no motion.
 
     Args:
         points: ``(N, 3)`` metres.

@@ -234,7 +234,8 @@ def _fuse(
             if label[i, j] == MOVING:
                 continue
             if s < 0.5 * truncation:
-                voxels.free[row, place] = max(voxels.free[row, place], 3) - 3
+                # Slowly: what comes near slowly must not rub out the free space that it enters.
+                voxels.free[row, place] = max(voxels.free[row, place], 1) - 1
             mean = (voxels.tsdf[row, place] * float(weight) + s / truncation * ONE) / (weight + 1.0)
             voxels.tsdf[row, place] = int(round(mean))
             voxels.weight[row, place] = min(weight + 1, most_weight)
