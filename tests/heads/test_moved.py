@@ -304,7 +304,8 @@ def test_nothing_moved_is_told_with_its_limits() -> None:
 def test_not_having_watched_is_not_nothing(movements: Mapping | None) -> None:
     answer = ask("what moved?", movements)
     assert answer.text == (
-        "Whether something moved is not known: this memory did not watch, or no camera stood still for long enough."
+        "Whether something moved is not known: this memory did not watch, or no camera stood "
+        "still for long enough."
     )
     assert ask("did the dog move?", movements).text.startswith("Whether dog moved is not known")
 

@@ -20,6 +20,8 @@ def vod():
     pytest.importorskip("skimage", reason="photographs are scikit-image's")
     pytest.importorskip("hotcoco", reason="the average precision is hotcoco's")
     sys.path.insert(0, str(FOLDER))
+    for name in NAMES:  # a folder of tests may have been taken for a package of that name
+        sys.modules.pop(name, None)
     yield SimpleNamespace(**{name: importlib.import_module(name) for name in NAMES})
     sys.path.remove(str(FOLDER))
     for name in NAMES:
