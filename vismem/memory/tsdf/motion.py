@@ -18,12 +18,15 @@ from torch import Tensor
 from vismem.geometry import check_intrinsics, is_pose
 from vismem.memory.base import Budget
 from vismem.memory.tsdf.blocks import SIDE, BlockPool, unpack
+from vismem.memory.tsdf.convex import shifted_parts
 from vismem.memory.tsdf.evidence import carried, distances, hits
 from vismem.memory.tsdf.fuse import MOVING, RESTING, FuseConfig, View, fuse, in_view
 from vismem.memory.tsdf.register import LEAST, Fit, PoseNoise, moved, register, stride
 
 __all__ = ["Look", "MotionConfig", "MotionDetector"]
 
+DOUBT = 0.5  # of how wrong poses are, in metres at 3 m, that is left after registration
+SETTLED = 0.01  # metres from where the map has a surface, that it lies there
 RIM = 0.1  # metres that a mask's rim may lie behind its core
 
 
@@ -43,6 +46,10 @@ class MotionConfig:
             of a window, to have moved.
         window: Side of that window, in pixels of half the picture.
         sure: Looks that the map must be the mean of there.
+        thing_shift: The same for a whole face of a thing.
+        largest: Square metres of a thing.
+        resting: Share of a thing that may have lain in its place for long.
+        settled: Looks after which a surface that lies where the map has it does not move.
         most_shifted: Share of the picture beyond which it is the pose that shifted.
         carry: What was believed of a surface holds in the next frame where it moved by no more, in
             metres of depth.
@@ -62,6 +69,10 @@ class MotionConfig:
     shift: float = 0.045
     window: int = 9
     sure: int = 2
+    thing_shift: float = 0.015
+    largest: float = 1.0
+    resting: float = 0.2
+    settled: int = 3
     most_shifted: float = 0.3
     carry: float = 0.06
     fade: float = 0.95
@@ -298,7 +309,8 @@ class MotionDetector:
         inside = np.repeat(np.repeat(around[::2, ::2] >= config.empty_around, 2, 0), 2, 1)
         inside = (inside[: around.shape[0], : around.shape[1]] & (around > 0)).astype(np.uint8)
         strong = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
-        strong |= self._shifted(view)
+        shifted, settled = self._shifted(view, rested)
+        strong |= shifted
         weak = (around > 0) | strong
         height, width = view.depth.shape
         if self._view is not None and self._belief.shape == (height, width):
@@ -308,27 +320,45 @@ class MotionDetector:
             )
         else:
             belief = np.zeros((height, width), np.float32)
-        belief = np.maximum(np.where(rested > 0, 0, belief), strong)
+        belief = np.maximum(np.where((rested > 0) | settled, 0, belief), strong)
         self._belief = belief
         return weak | (belief > 0.5), belief > 0.5, rested
 
-    def _shifted(self, view: View) -> np.ndarray:
-        """Pixels of surfaces that the map knows a little before or behind, ``(H, W)`` bool."""
-        config = self.config
-        distance = distances(
-            self.pool.voxels, view.depth, view.camera, view.pose, config.fuse.voxel, config.sure
-        )
+    def _shifted(self, view: View, rested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Surfaces a little before or behind where the map has them, and those that are there.
+
+        Returns:
+            ``(H, W)`` bool each.
+        """
+        config, truncation = self.config, np.float32(self.config.fuse.truncation)
+        given = self.pool.voxels, view.depth, view.camera, view.pose, config.fuse.voxel
+        distance = distances(*given, config.sure)
         known = (distance < 1.5).astype(np.float32)
+        distance *= truncation
         window = (config.window, config.window)
         count = cv2.boxFilter(known, -1, window, normalize=False)
         total = cv2.boxFilter(distance * known, -1, window, normalize=False)
-        mean = np.abs(total) * config.fuse.truncation / np.maximum(count, 1)
         over = (known > 0) & (count > config.window**2 / 2)
-        over &= mean > config.shift
+        over &= np.abs(total) > config.shift * np.maximum(count, 1)
         if over.sum() > config.most_shifted * known.sum():
             over[:] = False  # it is the pose that shifted
+        height, width = distance.shape
+        sure = distances(*given, config.settled) * truncation
+        over |= shifted_parts(
+            np.ascontiguousarray(view.depth[::2, ::2][:height, :width]),
+            view.camera / 2,
+            view.pose,
+            np.where(sure < 1.5 * truncation, sure, np.inf),
+            rested[::2, ::2][:height, :width] > 0,
+            shift=config.thing_shift + DOUBT * float(np.sqrt(self.poses.variance @ (9, 1))),
+            largest=config.largest,
+            resting=config.resting,
+        )
+        there = np.abs(sure) < SETTLED
         size = view.depth.shape[::-1]
-        return cv2.resize(over.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0
+        whole = (cv2.resize(part.astype(np.uint8), size, interpolation=0) for part in (over, there))
+        one, other = (part > 0 for part in whole)
+        return one, other
 
     def _components(
         self, view: View, weak: np.ndarray, strong: np.ndarray, rested: np.ndarray
