@@ -378,6 +378,16 @@ def test_a_stream_that_was_not_watched_is_named() -> None:
     assert blind.abstained and "not known" in blind.text
 
 
+def test_the_middle_is_neither_top_nor_bottom() -> None:
+    paths = path(10, 12, MIDDLE, y=0.15), path(20, 22, MIDDLE), path(30, 32, LEFT)
+    assert starts(ask("what moved in the middle?", moving(*paths))) == [20]
+
+
+def test_what_moved_last_is_what_ended_last() -> None:
+    both = moving(path(10, 30, label=DOG), path(20, 22, label=PERSON))
+    assert ask("what was the last thing that moved?", both).text.startswith("Moved last: dog")
+
+
 # --------------------------------------------------------------------------- near a thing
 
 
