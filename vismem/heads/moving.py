@@ -145,11 +145,15 @@ class _FixedCamera:
         rows = len(small) // PIXELS
         if time < self._time:
             self._tracks.reset()
-        if time < self._time or rows != self._rows or not self._steady.step(small, time):
+        new = time < self._time or rows != self._rows
+        moved = not new and not self._steady.step(small, time)
+        if new or moved:
             self._forget()
             self._steady.step(small, time)
             self._rows, self._since = rows, time
         self._time = time
+        if moved:  # nothing is learned on the way
+            return None
         self._background.write(cell_tokens(small), time, positions=_centres(rows))
         self._frames += 1
         motion = self._background.motion.reshape(rows, COLUMNS).numpy()
