@@ -51,6 +51,12 @@ def summary(path: str | os.PathLike[str]) -> dict[str, Any]:
             levels = Counter(slot.level for slot in slots)
             told = ", ".join(f"{count} {level}" for level, count in levels.items())
             facts[f"{name}, {memory.policy}"] = f"{len(slots)} scenes: {told or 'none'}"
+        for name, moved in memory.movements().items():
+            if seen := moved.movements():
+                span = f"{clock(min(o.start for o in seen))} to {clock(max(o.end for o in seen))}"
+                facts[f"{name}, motion"] = f"{len(seen)} movements, {span}"
+        if (things := memory.things()) is not None:
+            facts["things"] = f"{len(things.objects())} with a place in the world"
         if memory.model:
             facts["model"] = memory.model.settings.name
         for folder in model_stores(Path(path)):

@@ -179,5 +179,10 @@ def test_the_command_line_asks_what_moved(tmp_path: Path, capsys) -> None:
     assert main(["ask", out, "what moved?", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["movements"] and not told["abstained"]
+    assert main(["inspect", out, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    count = len(vm.VisualMemory.open(out, read_only=True).movements()["table"].movements())
+    assert facts["table, motion"].startswith(f"{count} movements, 0:0") and count > 0
+    assert facts["things"].endswith("with a place in the world")
     assert main(["run", str(tmp_path / "table"), "--out", out, "--resume", "--no-motion"]) == 2
     assert "motion" in capsys.readouterr().err
