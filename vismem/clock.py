@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["StreamClock"]
+__all__ = ["REORDER", "StreamClock"]
 
 REORDER = 1.0  # seconds back that are a frame out of order; more is a clock that was set back
 

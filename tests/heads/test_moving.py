@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,9 +123,11 @@ def test_another_size_and_a_clock_set_back_begin_anew() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1)])
 def test_odd_pictures_are_taken(size: tuple[int, int]) -> None:
-    watch = MotionWatch()
-    for n in range(12):
-        watch.step(Frame(np.full((*size, 3), 40 * (n % 2), np.uint8), n / FPS, "door"))
+    grays = (40 * (n % 2) for n in range(12))
+    found = watched(
+        Frame(np.full((*size, 3), gray, np.uint8), n / FPS, "door") for n, gray in enumerate(grays)
+    )
+    assert not any(one is not None and len(one) for one in found)  # the light, no thing
 
 
 def test_what_it_is_called_is_what_an_encoder_saw_there() -> None:
@@ -166,3 +169,31 @@ def test_depth_that_is_missing_is_no_depth() -> None:
         for f in film()
     ]  # fmt: skip
     assert all(len(one) == 1 for one in watched(frames)[18:])
+
+
+@pytest.mark.parametrize("frames", [film, carried])
+def test_a_frame_that_came_late_tells_nothing_and_costs_nothing(frames) -> None:
+    watch, told = MotionWatch(), watched(frames())
+    for n, frame in enumerate(frames()):
+        found = watch.step(frame)
+        assert (found is None) == (told[n] is None)
+        if found is not None and told[n] is not None:
+            assert torch.equal(found.boxes, told[n].boxes)
+        if n:
+            late = frame.timestamp - 0.5 / FPS
+            assert watch.step(replace(frame, timestamp=late)) is None
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.diag([0.0, 1, 1]), np.array([[150, 9.0, 80], [0, 150, 60], [0, 0, 1]])]
+)
+def test_intrinsics_that_no_map_takes_leave_the_picture(wrong: np.ndarray) -> None:
+    """A memory would lose the frame if motion refused it."""
+    for frame in list(carried())[:5]:
+        MotionWatch().step(replace(frame, intrinsics=wrong))
+    frames = (
+        replace(f, pose=np.eye(4), depth=np.full((120, 160), 2.0, np.float32), intrinsics=wrong)
+        for f in film()
+    )
+    assert len(watched(frames)[-1]) == 1

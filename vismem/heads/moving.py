@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vismem.clock import REORDER
 from vismem.encoders.base import Labels
 from vismem.encoders.cells import CELL_DIM, COLUMNS, MOST_CELLS, PIXELS, cell_tokens, shrink
 from vismem.encoders.objects import LOOK_DIM, labels_at, look_of
 from vismem.encoders.steady import Steady
 from vismem.frame import Frame
-from vismem.geometry import is_pose, unproject
+from vismem.geometry import check_intrinsics, is_pose, unproject
 from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
 from vismem.memory.tsdf.fuse import FuseConfig
@@ -98,6 +99,8 @@ class MotionWatch:
     def step(self, frame: Frame) -> Moving | None:
         """Look at the next frame of its stream.
 
+        A frame out of order tells nothing; a clock that was set back further begins anew.
+
         Returns:
             What moves; ``None`` where that cannot be told.
         """
@@ -143,6 +146,8 @@ class _FixedCamera:
     def step(self, frame: Frame) -> Moving | None:
         small, time = shrink(frame.image), float(frame.timestamp)
         rows = len(small) // PIXELS
+        if 0 < self._time - time <= REORDER:
+            return None
         if time < self._time:
             self._tracks.reset()
         new = time < self._time or rows != self._rows
@@ -200,6 +205,8 @@ class _DepthCamera:
         depth = np.ascontiguousarray(frame.depth[::every, ::every], np.float32)
         intrinsics = np.array(frame.intrinsics, np.float64)
         intrinsics[:2] /= every
+        if 0 < self._detector.time - time <= REORDER:
+            return None
         if time < self._detector.time:
             self._detector.reset()
             self._tracks.reset()
@@ -231,8 +238,12 @@ def _gives_places(frame: Frame) -> bool:
     """Whether enough of a frame has a known place in the world."""
     if frame.depth is None or frame.intrinsics is None or not is_pose(frame.pose):
         return False
+    try:
+        camera = check_intrinsics(frame.intrinsics, frame.width, frame.height)
+    except ValueError:  # told where things are looked for; motion costs no frame
+        return False
     known = np.isfinite(frame.depth) & (frame.depth > 0)
-    return bool(known.mean() > LEAST_KNOWN)
+    return bool(camera[0, 1] == 0 and known.mean() > LEAST_KNOWN)
 
 
 def _region(
