@@ -190,3 +190,19 @@ def test_the_picture_shows_what_stands_and_what_moves(played):
     assert still.shape[2] == 3
     bright = (np.ptp(picture.astype(int), axis=-1) > 150).sum()
     assert bright > 30 and (np.ptp(still.astype(int), axis=-1) > 150).sum() == 0
+
+
+def test_a_full_disk_leaves_the_file_of_before(tmp_path, monkeypatch):
+    """A mesh that is cut off must not stand where a whole one was."""
+    where = tmp_path / "static.ply"
+    points, colors = np.zeros((9, 3)), np.zeros((9, 3), np.uint8)
+    write_ply(where, points, colors)
+    before = where.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError):
+        write_ply(where, points + 1, colors)
+    assert where.read_bytes() == before and list(tmp_path.iterdir()) == [where]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vismem.store.disk import write_file
+
 __all__ = ["write_ply"]
 
 
@@ -25,6 +27,9 @@ def write_ply(
         colors: ``(N, 3)`` uint8 RGB.
         normals: ``(N, 3)``.
         faces: ``(F, 4)`` points of each quad.
+
+    Raises:
+        OSError: If it cannot be written whole; a file of that name then stays as it was.
     """
     columns = [(axis, "<f4") for axis in "xyz"]
     columns += [(f"n{axis}", "<f4") for axis in "xyz"] if normals is not None else []
@@ -43,4 +48,4 @@ def write_ply(
         listed["count"], listed["points"] = 4, faces
         quads = listed.tobytes()
     text = "\n".join([*header, "end_header", ""])
-    Path(path).write_bytes(text.encode("ascii") + rows.tobytes() + quads)
+    write_file(Path(path), [text.encode("ascii"), rows.tobytes(), quads])

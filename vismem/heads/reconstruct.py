@@ -27,6 +27,7 @@ from vismem.memory.base import Budget
 from vismem.memory.tracks import TrackConfig, Tracks
 from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
 from vismem.memory.tsdf.surface import SOLID, Surface, extract, occupancy
+from vismem.store.disk import write_file
 
 __all__ = ["MapConfig", "MapMoment", "MapReport", "MovingMap", "Path4D"]
 
@@ -318,7 +319,7 @@ class MovingMap:
             How many points, faces and tracks were written.
 
         Raises:
-            StoreError: If the folder cannot be written.
+            StoreError: If the folder cannot be written, or not whole; files that were there stay.
         """
         folder = Path(folder)
         surface, now = self.surface(), self.at(self.time)
@@ -334,7 +335,7 @@ class MovingMap:
                 surface.faces,
             )
             write_ply(folder / "transient.ply", now.points, now.colors)
-            (folder / "tracks.json").write_text(json.dumps(facts, indent=1))
+            write_file(folder / "tracks.json", [json.dumps(facts, indent=1).encode()])
         except OSError as error:
             raise StoreError(f"{folder} cannot be written ({error.strerror})") from error
         return {
