@@ -36,7 +36,7 @@ from moving_room.codes import patch_tokens
 from moving_room.scene import MovingRoom
 from torch import Tensor
 
-from vismem.memory.static_dynamic import KV, StaticDynamicConfig, StaticDynamicMemory, View
+from vismem.memory.static_dynamic.memory import KV, StaticDynamicConfig, StaticDynamicMemory, View
 from vismem.models.alternating import AlternatingConfig, AlternatingDecoder, Store
 
 __all__ = ["main"]

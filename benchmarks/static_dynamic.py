@@ -33,7 +33,7 @@ from moving_room.scene import MovingRoom
 from torch import Tensor
 
 from vismem.encoders.lite0 import load_lite0
-from vismem.memory.static_dynamic import View
+from vismem.memory.static_dynamic.memory import View
 from vismem.memory.tsdf.motion import MotionDetector
 
 FIRST, BACK, EVERY = 30, 150, 5  # frames: scored from, asked for later, between two of those

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vismem.memory.base import Budget, Memory, Recall
     from vismem.memory.episodic import EpisodicConfig, EpisodicMemory
     from vismem.memory.spatial import SpatialConfig, SpatialMemory
-    from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
+    from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory
     from vismem.model_memory import ModelSettings
     from vismem.models.detector import MemoryDetector
     from vismem.models.mask_tracker import MaskTracker
@@ -50,8 +50,8 @@ _HOMES = {
     "SourceError": "vismem.errors",
     "SpatialConfig": "vismem.memory.spatial",
     "SpatialMemory": "vismem.memory.spatial",
-    "StaticDynamicConfig": "vismem.memory.static_dynamic",
-    "StaticDynamicMemory": "vismem.memory.static_dynamic",
+    "StaticDynamicConfig": "vismem.memory.static_dynamic.memory",
+    "StaticDynamicMemory": "vismem.memory.static_dynamic.memory",
     "StoreError": "vismem.errors",
     "Stream": "vismem.streams",
     "UsageError": "vismem.errors",

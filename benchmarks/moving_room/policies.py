@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vismem.memory.published.infinitevggt import PublishedInfiniteVGGT
 from vismem.memory.published.point3r import merge_pointers
 from vismem.memory.published.spann3r import PublishedSpann3R, PublishedSpann3RConfig
-from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory, View
+from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory, View
 
 VOXEL = 0.08
 GROWTH = 2 ** (1 / 24)  # small steps, lest cells become larger than they must

@@ -12,7 +12,7 @@ from moving_room.codes import Tokens, patch_tokens
 from moving_room.scene import MovingRoom
 from torch import Tensor
 
-from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
+from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory
 
 BACK = 100  # frames; what was seen so long ago is asked for again
 

@@ -15,8 +15,8 @@ from memory.contract import MemoryContract, Observation, copied, recalled, same
 from torch import Tensor
 
 from vismem.memory.base import Budget
-from vismem.memory.motion_cue import View, filtered, hides_what_was_seen, noise_of
-from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
+from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory
+from vismem.memory.static_dynamic.motion_cue import View, filtered, hides_what_was_seen, noise_of
 
 DIM = 6
 PLENTY = 10**8

@@ -25,7 +25,7 @@ from vismem.encoders.objects import LOOK_DIM, labels_at, look_of
 from vismem.encoders.steady import Steady
 from vismem.frame import Frame
 from vismem.geometry import check_intrinsics, is_pose, unproject
-from vismem.memory.static_dynamic import StaticDynamicConfig, StaticDynamicMemory
+from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
 from vismem.memory.tsdf.fuse import FuseConfig
 from vismem.memory.tsdf.motion import MotionConfig, MotionDetector

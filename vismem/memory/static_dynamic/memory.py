@@ -31,12 +31,19 @@ import torch
 from torch import Tensor
 
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
-from vismem.memory.layers import KV, StaticDynamicSnapshot
-from vismem.memory.motion_cue import SURE, View, cue_of, filtered, hides_what_was_seen, said_odds
-from vismem.memory.ring import Ring
-from vismem.memory.static_dynamic_config import StaticDynamicConfig
+from vismem.memory.static_dynamic.config import StaticDynamicConfig
+from vismem.memory.static_dynamic.motion_cue import (
+    SURE,
+    View,
+    cue_of,
+    filtered,
+    hides_what_was_seen,
+    said_odds,
+)
+from vismem.memory.static_dynamic.ring import Ring
+from vismem.memory.static_dynamic.snapshot import KV, StaticDynamicSnapshot
+from vismem.memory.static_dynamic.voxel_store import Found, VoxelStore
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
-from vismem.memory.voxel_store import Found, VoxelStore
 
 __all__ = ["KV", "StaticDynamicConfig", "StaticDynamicMemory", "StaticDynamicSnapshot", "View"]
 

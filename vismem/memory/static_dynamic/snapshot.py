@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vismem.memory.base import Recall
-from vismem.memory.static_dynamic_config import StaticDynamicConfig
+from vismem.memory.static_dynamic.config import StaticDynamicConfig
 
 __all__ = ["KV", "Layer", "StaticDynamicSnapshot"]
 

@@ -28,7 +28,7 @@ class StaticDynamicConfig:
         max_tokens: Of one write.
         noise: Standard deviation of a channel of a token between two looks at the same thing, in
             the token's own units; for ``axes=2``. Measure it on a few seconds in which little moves
-            with `vismem.memory.motion_cue.noise_of`.
+            with `vismem.memory.static_dynamic.motion_cue.noise_of`.
         bucket: Root mean square over channels, in units of ``noise``, up to which two tokens of a
             patch are one look; for ``axes=2``.
         cosine: From which on two tokens are one look; for ``axes=0``.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vismem.geometry import depth_sigma, project
-from vismem.memory.static_dynamic_config import StaticDynamicConfig
+from vismem.memory.static_dynamic.config import StaticDynamicConfig
 
 __all__ = ["Found", "VoxelStore"]
 
