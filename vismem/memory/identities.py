@@ -25,7 +25,7 @@ from torch import Tensor
 
 from vismem.memory.assignment import assign
 from vismem.memory.base import check_write
-from vismem.memory.columns import load_table, table_state
+from vismem.memory.columns import Table
 
 __all__ = ["Identities", "IdentityConfig"]
 
@@ -88,10 +88,6 @@ class IdentityConfig:
             "speed": torch.zeros(rows, 2),  # of the centre, fractions of the picture a second
         }
 
-    def fingerprint(self) -> Tensor:
-        """All fields as numbers, to tell states apart."""
-        return torch.tensor(list(vars(self).values()), dtype=torch.float64)
-
 
 class Identities:
     """Stable ids of the instances in one stream; see the module.
@@ -116,21 +112,19 @@ class Identities:
 
     def reset(self) -> None:
         """Forget everybody; the next frame may be at any time, and ids begin anew."""
-        self._held = self.config.columns(0)
-        self._next = self._frames = 0
-        self._last = -math.inf
+        self._table = Table(self.config)
 
     def __len__(self) -> int:
-        return len(self._held["ids"])
+        return len(self._table)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all identities held."""
-        return len(self) * self.config.row_bytes
+        return self._table.nbytes
 
     def held(self, name: str) -> Tensor:
         """One column of `IdentityConfig.columns` over all identities, in order of id."""
-        return self._held[name].clone()
+        return self._table.held[name].clone()
 
     def update(
         self,
@@ -157,22 +151,20 @@ class Identities:
         """
         config, time = self.config, float(time)
         looks, places, scores = self._checked(embeddings, time, boxes, scores)
-        keep = time - self._held["last"] <= config.max_gap
+        keep = time - self._table.held["last"] <= config.max_gap
         if not keep.all():
-            self._held = {name: column[keep] for name, column in self._held.items()}
+            self._table.keep(keep)
         rows, matched = self._associate(looks, places, time)
         self._learn(rows, looks[matched], places[matched], time)
         ids = torch.full((len(looks),), -1)
-        ids[matched] = self._held["ids"][rows]
+        ids[matched] = self._table.held["ids"][rows]
         born = torch.nonzero((ids < 0) & (scores >= config.birth))[:, 0]
         room = config.most - len(matched)
         best = scores[born].argsort(descending=True, stable=True)[: max(0, room)]
         born = born[best].sort().values
         self._make_room(len(born))
-        ids[born] = torch.arange(self._next, self._next + len(born))
-        self._next += len(born)
-        self._bear(ids[born], looks[born], places[born], time)
-        self._frames, self._last = self._frames + 1, time
+        ids[born] = self._bear(looks[born], places[born], time)
+        self._table.writes, self._table.time = self._table.writes + 1, time
         return ids
 
     def forget(self, ids: Tensor) -> None:
@@ -184,8 +176,7 @@ class Identities:
             >>> identities.held("ids").tolist()
             [1]
         """
-        kept = ~torch.isin(self._held["ids"], ids)
-        self._held = {name: column[kept] for name, column in self._held.items()}
+        self._table.keep(~torch.isin(self._table.held["ids"], ids))
 
     def likeness(self, one: int, others: Tensor) -> Tensor:
         """How much the views of one look like the nearest views of each other, from -1 to 1.
@@ -200,7 +191,8 @@ class Identities:
         Raises:
             ValueError: If one of them is not held.
         """
-        views = torch.cat([self._held["views"], self._held["mean"][:, None]], 1)
+        held = self._table.held
+        views = torch.cat([held["views"], held["mean"][:, None]], 1)
         mine, theirs = views[self._rows(torch.tensor([one]))[0]], views[self._rows(others)]
         return (theirs @ mine.T).amax(1).mean(-1)
 
@@ -212,7 +204,7 @@ class Identities:
         """
         if young == old:
             raise ValueError(f"{young} is one already")
-        held, views = self._held, self.config.views
+        held, views = self._table.held, self.config.views
         a, b = self._rows(torch.tensor([young, old])).tolist()
         for name in ("boxes", "speed", "last"):
             held[name][b] = held[name][a]
@@ -225,9 +217,9 @@ class Identities:
         self.forget(torch.tensor([young]))
 
     def _rows(self, ids: Tensor) -> Tensor:
-        if not torch.isin(ids, self._held["ids"]).all():
+        if not torch.isin(ids, self._table.held["ids"]).all():
             raise ValueError(f"of {ids.tolist()} some are not held")
-        return torch.searchsorted(self._held["ids"], ids)
+        return torch.searchsorted(self._table.held["ids"], ids)
 
     def _checked(
         self, embeddings: Tensor, time: float, boxes: Tensor | None, scores: Tensor | None
@@ -235,9 +227,8 @@ class Identities:
         """Copies of what came, of unit length, with NaN for places that are not known."""
         dim, count = self.config.dim, len(embeddings)
         empty = embeddings.shape == (0, dim)
-        last = self._last if self._frames else None
         given = torch.zeros(1, dim) if empty else embeddings
-        check_write(given, time, dim, self.config.max_tokens, last)
+        check_write(given, time, dim, self.config.max_tokens, self._table.time)
         places = torch.full((count, 4), torch.nan) if boxes is None else boxes
         scores = torch.ones(count) if scores is None else scores
         if tuple(places.shape) != (count, 4) or tuple(scores.shape) != (count,):
@@ -271,16 +262,18 @@ class Identities:
 
     def _cosines(self, looks: Tensor) -> Tensor:
         """How much each detection looks like each identity, ``(N, M)``: the average or a view."""
-        views = self._held["views"].flatten(0, 1)
-        each = (looks @ views.T).view(len(looks), len(self), self.config.views)
-        return torch.cat([each, (looks @ self._held["mean"].T)[..., None]], -1).amax(-1)
+        held = self._table.held
+        each = looks @ held["views"].flatten(0, 1).T
+        each = each.view(len(looks), len(self), self.config.views)
+        return torch.cat([each, (looks @ held["mean"].T)[..., None]], -1).amax(-1)
 
     def _nearness(self, places: Tensor, time: float) -> Tensor:
         """From 0 to 1 how near each detection is to where each identity is expected, ``(N, M)``."""
-        gap = (time - self._held["last"]).float()
+        held = self._table.held
+        gap = (time - held["last"]).float()
         here = _centres(places)[:, None]
-        there = _centres(self._held["boxes"]) + self._held["speed"] * gap[:, None]
-        sizes = (_areas(places)[:, None] + _areas(self._held["boxes"])).clamp_min(1e-12) / 2
+        there = _centres(held["boxes"]) + held["speed"] * gap[:, None]
+        sizes = (_areas(places)[:, None] + _areas(held["boxes"])).clamp_min(1e-12) / 2
         distance = (here - there).square().sum(-1) / sizes  # in squared box sides
         return torch.nan_to_num(torch.exp2(-distance - gap / self.config.motion))
 
@@ -288,7 +281,7 @@ class Identities:
 
     def _learn(self, rows: Tensor, looks: Tensor, places: Tensor, time: float) -> None:
         """Take what was seen of identities known already."""
-        held, config = self._held, self.config
+        held, config = self._table.held, self.config
         gap = (time - held["last"][rows]).float()[:, None]
         moved = (_centres(places) - _centres(held["boxes"][rows])) / gap
         speed = (held["speed"][rows] + moved) / 2  # smoothed: boxes jitter
@@ -309,25 +302,25 @@ class Identities:
         """Forget those unseen for longest, the older of equals first, until so many fit."""
         over = len(self) + count - self.config.most
         if over > 0:
-            order = self._held["last"].argsort(stable=True)  # rows are in order of id
-            kept = order[over:].sort().values
-            self._held = {name: column[kept] for name, column in self._held.items()}
+            order = self._table.held["last"].argsort(stable=True)  # rows are in order of id
+            self._table.keep(order[over:].sort().values)
 
-    def _bear(self, ids: Tensor, looks: Tensor, places: Tensor, time: float) -> None:
-        """Add new identities."""
-        new = self.config.columns(len(ids))
-        new["ids"], new["mean"], new["boxes"] = ids, looks, places
+    def _bear(self, looks: Tensor, places: Tensor, time: float) -> Tensor:
+        """Add new identities; gives their ids."""
+        new = self.config.columns(len(looks))
+        new["mean"], new["boxes"] = looks, places
         new["seen"] += 1
         new["first"] += time
         new["last"] += time
         new["views"][:] = looks[:, None]
-        self._held = {name: torch.cat([column, new[name]]) for name, column in self._held.items()}
+        rows = self._table.add(new)
+        return self._table.held["ids"][rows]
 
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return table_state(self.config, self._held, (self._next, self._frames), self._last)
+        return self._table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -335,7 +328,7 @@ class Identities:
         Raises:
             ValueError: If it is of another configuration or incomplete.
         """
-        self._held, (self._next, self._frames), self._last = load_table(self.config, state)
+        self._table.load_state_dict(state)
 
 
 def _centres(boxes: Tensor) -> Tensor:

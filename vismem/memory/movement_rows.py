@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -93,10 +93,6 @@ class MovementConfig:
             "label_sum": torch.zeros(rows, self.votes),
             "label_max": torch.zeros(rows, self.votes),
         }
-
-    def fingerprint(self) -> Tensor:
-        """All fields as numbers, to tell states apart."""
-        return torch.tensor(astuple(self), dtype=torch.float64)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
-from vismem.memory.columns import load_table, table_state
+from vismem.memory.columns import Table
 from vismem.memory.movement_rows import Movement, MovementConfig, MovementSnapshot, Waypoint
 
 __all__ = ["Movement", "MovementConfig", "MovementMemory", "MovementSnapshot", "Waypoint"]
@@ -50,29 +50,26 @@ class MovementMemory(Memory):
         self.reset()
 
     def __len__(self) -> int:
-        return len(self._held["id"])
+        return len(self._table)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all movements held."""
-        return len(self) * self.config.row_bytes
+        return self._table.nbytes
 
     @property
     def last_time(self) -> float:
         """Second of the newest write; minus infinity before the first."""
-        return self._last
+        return self._table.time
 
     @property
     def oldest(self) -> float:
         """Second at which the oldest movement held began; infinity if none is."""
-        return float(self._held["first"][:, 0].min()) if len(self) else math.inf
+        return float(self._table.held["first"][:, 0].min()) if len(self) else math.inf
 
     def reset(self) -> None:
         """Forget everything; the next write may be at any time."""
-        self._held = self.config.columns(0)
-        self._next = self._writes = 0
-        self._last = -math.inf
-        self._shared = False
+        self._table = Table(self.config)
 
     # ------------------------------------------------------------------ writing
 
@@ -83,8 +80,7 @@ class MovementMemory(Memory):
             ValueError: If anything is missing, does not fit, is not finite, or goes back in time.
         """
         config = self.config
-        last = None if self._last == -math.inf else self._last
-        check_write(tokens, time, config.look_dim, config.max_regions, last)
+        check_write(tokens, time, config.look_dim, config.max_regions, self._table.time)
         if not torch.isfinite(tokens.half()).all():
             raise ValueError("looks must be within ±65504, the range of float16")
         count = len(tokens)
@@ -132,9 +128,9 @@ class MovementMemory(Memory):
             ValueError: If the input is refused; the memory is then unchanged.
         """
         self.check(tokens, time, seen)
-        self._own()
-        self._last = time
-        held = self._held
+        self._table.own()
+        self._table.time = time
+        held = self._table.held
         at = torch.full((len(tokens),), time, dtype=torch.float64)
         point = torch.cat([at[:, None], seen["box"].double(), seen["position"].double()], 1)
         known = seen["id"][:, None] == held["track"]
@@ -150,33 +146,23 @@ class MovementMemory(Memory):
         once = ~(label[:, :, None] == label[:, None, :]).tril(-1).any(2)
         scores = seen["label_score"].float() * once
         self._add_labels(rows, label, scores, scores)
-        self._writes += 1
+        self._table.writes += 1
         merged, dropped = self._make_room()
         return WriteReport(self.nbytes, not bool(goes_on.all()), merged, dropped)
 
-    def _own(self) -> None:
-        """What a snapshot shows is never written to."""
-        if self._shared:
-            self._held = {name: column.clone() for name, column in self._held.items()}
-            self._shared = False
-
     def _bear(self, tracks: Tensor, point: Tensor) -> Tensor:
         """Begin movements; gives their rows."""
-        count = len(tracks)
-        new = self.config.columns(count)
-        new["id"] = torch.arange(self._next, self._next + count)
+        new = self.config.columns(len(tracks))
         new["track"] = tracks.long().clone()
         new["first"] = point.clone()
         new["union"] = point[:, 1:5].float()
         new["count"] += 1
         new["stride"] += 1
-        self._next += count
-        self._held = {name: torch.cat([column, new[name]]) for name, column in self._held.items()}
-        return torch.arange(len(self) - count, len(self))
+        return self._table.add(new)
 
     def _follow(self, rows: Tensor, point: Tensor) -> None:
         """Note where things are now; a full list of waypoints loses every other one."""
-        held, room = self._held, self.config.waypoints
+        held, room = self._table.held, self.config.waypoints
         held["last"][rows] = point
         held["waited"][rows] += 1
         due = rows[held["waited"][rows] >= held["stride"][rows]]
@@ -191,9 +177,9 @@ class MovementMemory(Memory):
         held["waited"][due] = 0
 
     def _sum_up(self, rows: Tensor, looks: Tensor, score: Tensor, point: Tensor) -> None:
-        held = self._held
+        held = self._table.held
         held["frames"][rows] += 1
-        held["source"][rows] = self._writes
+        held["source"][rows] = self._table.writes
         share = 1 / held["frames"][rows].clamp_max(self.config.most_views)[:, None].float()
         before = held["look"][rows].float()
         held["look"][rows] = (before + share * (looks.float() - before)).half()
@@ -211,7 +197,7 @@ class MovementMemory(Memory):
 
     def _add_labels(self, rows: Tensor, label: Tensor, total: Tensor, best: Tensor) -> None:
         """Add up scores by label; the largest sums are kept."""
-        held = self._held
+        held = self._table.held
         ids = torch.cat([held["label"][rows], label], 1)
         total = torch.cat([held["label_sum"][rows], total], 1)
         best = torch.cat([held["label_max"][rows], best], 1)
@@ -228,16 +214,13 @@ class MovementMemory(Memory):
 
     # ------------------------------------------------------------------ bounds
 
-    def _keep(self, rows: Tensor) -> None:
-        self._held = {name: column[rows] for name, column in self._held.items()}
-
     def _make_room(self) -> tuple[int, int]:
         """Join and give up movements until they fit; how many of each."""
         most = self.budget.bytes // self.config.row_bytes
         merged = dropped = 0
         while len(self) > most:
-            held = self._held
-            ended = (self._last - held["last"][:, 0] > self.config.gap).nonzero()[:, 0]
+            held = self._table.held
+            ended = (self._table.time - held["last"][:, 0] > self.config.gap).nonzero()[:, 0]
             old = ended if len(ended) else torch.arange(len(self))
             strength = held["score"][old] * held["frames"][old].float().log()  # 0 if seen once
             weakest = int(strength.argmin())
@@ -246,7 +229,7 @@ class MovementMemory(Memory):
                 self._join(int(ended[pair]), int(ended[pair + 1]))
                 merged += 1
             else:
-                self._keep(torch.arange(len(self)) != old[weakest])
+                self._table.keep(torch.arange(len(self)) != old[weakest])
                 dropped += 1
         return merged, dropped
 
@@ -254,7 +237,7 @@ class MovementMemory(Memory):
         """Which of the ended movements is most like the one after it; ``None`` if none is."""
         if len(ended) < 2:
             return None
-        held = self._held
+        held = self._table.held
         looks = held["look"][ended].float()
         alike = torch.cosine_similarity(looks[:-1], looks[1:], dim=1)
         pause = held["first"][ended[1:], 0] - held["last"][ended[:-1], 0]
@@ -265,8 +248,8 @@ class MovementMemory(Memory):
 
     def _join(self, old: int, new: int) -> None:
         """The older one goes on as the newer one did."""
-        self._own()
-        held, room = self._held, self.config.waypoints
+        self._table.own()
+        held, room = self._table.held, self.config.waypoints
         weight = held["frames"][[old, new]].float()
         held["look"][old] = ((weight / weight.sum()) @ held["look"][[old, new]].float()).half()
         ways = held["ways"]
@@ -287,7 +270,7 @@ class MovementMemory(Memory):
             held[name][old] += held[name][new]
         votes = (held[name][None, new] for name in ("label", "label_sum", "label_max"))
         self._add_labels(torch.tensor([old]), *votes)
-        self._keep(torch.arange(len(self)) != new)
+        self._table.keep(torch.arange(len(self)) != new)
 
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
         """Take another budget at once."""
@@ -297,15 +280,15 @@ class MovementMemory(Memory):
 
     def forget(self, start: float, end: float) -> int:
         """Give up every movement that touches a span of time, as a whole; how many are gone."""
-        held = self._held
+        held = self._table.held
         touched = (held["first"][:, 0] <= end) & (held["last"][:, 0] >= start)
-        self._keep(~touched)
+        self._table.keep(~touched)
         return int(touched.sum())
 
     def expire(self, before: float) -> int:
         """Give up what ended before a time, and of the rest where it was until then; how many."""
-        self._own()
-        held = self._held
+        self._table.own()
+        held = self._table.held
         touched = held["first"][:, 0] < before
         recent = held["way"][..., 0] >= before
         order = (~recent).int().argsort(dim=1, stable=True)
@@ -318,19 +301,18 @@ class MovementMemory(Memory):
         held["first"] = torch.where(touched[:, None], begins, held["first"])
         faded = (held["best"][:, 0] < before)[:, None]
         held["best"] = torch.where(faded, held["last"], held["best"])
-        self._keep(held["last"][:, 0] >= before)
+        self._table.keep(held["last"][:, 0] >= before)
         return int(touched.sum())
 
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> MovementSnapshot:
         """Give an immutable view."""
-        self._shared = True
-        return MovementSnapshot(self.config, self._held, self._last)
+        return MovementSnapshot(self.config, self._table.share(), self._table.time)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return table_state(self.config, self._held, (self._next, self._writes), self._last)
+        return self._table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -338,8 +320,7 @@ class MovementMemory(Memory):
         Raises:
             ValueError: If it is of another configuration or incomplete.
         """
-        self._held, (self._next, self._writes), self._last = load_table(self.config, state)
-        self._shared = False
+        self._table.load_state_dict(state)
 
 
 def _around(one: Tensor, other: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vismem.memory.base import Budget, Memory, WriteReport, check_write
-from vismem.memory.columns import load_table, table_state
+from vismem.memory.columns import Table
 from vismem.memory.remembered import ObjectConfig, ObjectSnapshot, likeness
 from vismem.memory.same_thing import Pairs, find_replaced, match, new_things, only_fit
 from vismem.memory.volumes import PRESENT, SEEN, THROUGH, relations
@@ -45,29 +45,26 @@ class ObjectMemory(Memory):
         self.reset()
 
     def __len__(self) -> int:
-        return len(self._held["id"])
+        return len(self._table)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all things held."""
-        return len(self) * self.config.row_bytes
+        return self._table.nbytes
 
     @property
     def last_time(self) -> float:
         """Second of the newest write; minus infinity before the first."""
-        return self._last
+        return self._table.time
 
     @property
     def oldest(self) -> float:
         """Second of the oldest sighting that anything held goes back to."""
-        return float(self._held["first"].min()) if len(self) else math.inf
+        return float(self._table.held["first"].min()) if len(self) else math.inf
 
     def reset(self) -> None:
         """Forget everything; the next write may be at any time."""
-        self._held = self.config.columns(0)
-        self._next = self._writes = 0
-        self._last = -math.inf
-        self._shared = False
+        self._table = Table(self.config)
 
     # ------------------------------------------------------------------ writing
 
@@ -81,9 +78,8 @@ class ObjectMemory(Memory):
         sightings = Sightings.of({**seen, "look": tokens})
         if strange := set(seen) - set(sightings.tensors()):
             raise ValueError(f"sightings have no {', '.join(sorted(strange))}")
-        last = None if self._last == -math.inf else self._last
         anything = tokens if tokens.shape[:1] != (0,) else torch.zeros(1, config.look_dim)
-        check_write(anything, time, config.look_dim, config.max_things, last)
+        check_write(anything, time, config.look_dim, config.max_things, self._table.time)
         sightings.check(config.look_dim, config.labels, config.max_things)
         if sightings.color.shape[1] != config.colors:
             raise ValueError(f"colours are {config.colors} shares, not {sightings.color.shape[1]}")
@@ -103,10 +99,10 @@ class ObjectMemory(Memory):
             given up.
         """
         sightings = self.check(tokens, time, seen)
-        self._own()
+        self._table.own()
         before = len(self)
-        self._last = time
-        held = self._held
+        self._table.time = time
+        held = self._table.held
         told = relations(held["position"], held["extent"], held["sigma"], sightings)
         pairs = match(held, sightings, self.config)
         find_replaced(told, pairs, held, sightings, self.config)
@@ -118,21 +114,15 @@ class ObjectMemory(Memory):
         born = self._bear(new, sightings, time)
         self._forget_fancies()
         moved = self._reunite(left, found)
-        self._writes += 1
+        self._table.writes += 1
         self._make_room()
         dropped = before + born - moved - len(self)
         return WriteReport(self.nbytes, born > 0, moved, dropped)
 
-    def _own(self) -> None:
-        """What a snapshot shows is never written to."""
-        if self._shared:
-            self._held = {name: column.clone() for name, column in self._held.items()}
-            self._shared = False
-
     # ------------------------------------------------------------------ learning
 
     def _update(self, pairs: Pairs, seen: Sightings, time: float) -> None:
-        held, config, rows, of = self._held, self.config, pairs.rows, pairs.things
+        held, config, rows, of = self._table.held, self.config, pairs.rows, pairs.things
         place, sigma = seen.position[of], seen.sigma[of].double()
         info = held["info"][rows]
         apart = (place - held["position"][rows]).norm(dim=1)
@@ -163,13 +153,13 @@ class ObjectMemory(Memory):
 
     def _note_place(self, rows: Tensor, time: float) -> None:
         """Keep where things were until now; of each the newest places."""
-        held = self._held
+        held = self._table.held
         stay = torch.stack([held["since"][rows], held["last"][rows]], 1)
         entry = torch.cat([held["position"][rows], stay], 1)
         held["places"][rows] = torch.cat([entry[:, None], held["places"][rows, :-1]], 1)
 
     def _add_labels(self, rows: Tensor, ids: Tensor, scores: Tensor) -> None:
-        held = self._held
+        held = self._table.held
         all_ids = torch.cat([held["label"][rows], ids], 1)
         best = torch.cat([held["label_score"][rows], scores], 1)
         order = best.argsort(dim=1, descending=True, stable=True)
@@ -182,7 +172,7 @@ class ObjectMemory(Memory):
 
     def _add_looks(self, rows: Tensor, looks: Tensor, time: float) -> None:
         """A look is new where none held is like it; else it counts for the one most like it."""
-        held, config = self._held, self.config
+        held, config = self._table.held, self.config
         looks = looks.half()
         alike = (held["looks"][rows].float() @ looks.float()[..., None])[..., 0]
         count = held["look_count"][rows]
@@ -192,13 +182,13 @@ class ObjectMemory(Memory):
         new = (best.values < config.new_look) & (count == 0).any(1)
         slot = torch.where(new, free, best.indices)
         held["looks"][rows[new], slot[new]] = looks[new]
-        held["look_source"][rows[new], slot[new]] = self._writes
+        held["look_source"][rows[new], slot[new]] = self._table.writes
         held["look_count"][rows, slot] += 1
         held["look_time"][rows, slot] = time
 
     def _add_viewpoint(self, rows: Tensor, pose: Tensor) -> None:
         """Count cameras that stood elsewhere: 5 cm apart and 10 degrees around the thing."""
-        held, config = self._held, self.config
+        held, config = self._table.held, self.config
         eye, place = pose[:3, 3].double(), held["position"][rows]
         before = held["eye"][rows]
         turned = torch.cosine_similarity(eye - place, before - place, dim=1)
@@ -208,7 +198,7 @@ class ObjectMemory(Memory):
 
     def _vote(self, told: Tensor, time: float) -> Tensor:
         """Count what was seen through; gives the numbers of those found gone just now."""
-        held, config = self._held, self.config
+        held, config = self._table.held, self.config
         held["told"][:] = told
         held["told_time"][:] = time
         held["votes"][told == PRESENT] = 0
@@ -220,23 +210,19 @@ class ObjectMemory(Memory):
     def _bear(self, things: Tensor, seen: Sightings, time: float) -> int:
         count = len(things)
         new = self.config.columns(count)
-        new["id"] = torch.arange(self._next, self._next + count)
         for name in ("position", "sigma", "extent", "box", "color", "shape"):
             new[name] = getattr(seen, name)[things].to(new[name].dtype).clone()
         new["info"] = 1 / new["sigma"].double().square()
         for name in ("first", "since", "last", "told_time"):
             new[name][:] = time
         new["looks"][:, 0] = seen.look[things].half()
-        new["look_source"][:, 0] = self._writes
+        new["look_source"][:, 0] = self._table.writes
         new["look_count"][:, 0] = 1
         new["look_time"][:, 0] = time
         new["views"] += 1
         new["viewpoints"] += 1
         new["eye"][:] = seen.pose[:3, 3]
-        self._held = {name: torch.cat([column, new[name]]) for name, column in self._held.items()}
-        self._next += count
-        rows = torch.arange(len(self) - count, len(self))
-        self._add_labels(rows, seen.label[things], seen.label_score[things])
+        self._add_labels(self._table.add(new), seen.label[things], seen.label_score[things])
         return count
 
     # ------------------------------------------------------------------ what moved
@@ -250,7 +236,7 @@ class ObjectMemory(Memory):
         """
         moved = 0
         for number in torch.cat([left, found]).tolist():
-            held = self._held
+            held = self._table.held
             rows = (held["id"] == number).nonzero()[:, 0].tolist()
             if not rows:  # joined with another just now, or given up
                 continue
@@ -264,8 +250,8 @@ class ObjectMemory(Memory):
 
     def _join(self, old: int, new: int) -> None:
         """The old number goes on at the new place, and remembers the old one."""
-        held = self._held
-        self._note_place(torch.tensor([old]), self._last)
+        held = self._table.held
+        self._note_place(torch.tensor([old]), self._table.time)
         for name in ("position", "sigma", "info", "extent", "box", "since", "last", "gone",
                      "votes", "told", "told_time", "eye"):  # fmt: skip
             held[name][old] = held[name][new]
@@ -280,33 +266,30 @@ class ObjectMemory(Memory):
         held["look_time"][old, 0] = torch.maximum(
             held["look_time"][old, 0], held["look_time"][new].max()
         )
-        self._keep(torch.arange(len(self)) != new)
+        self._table.keep(torch.arange(len(self)) != new)
 
     # ------------------------------------------------------------------ bounds
 
-    def _keep(self, rows: Tensor) -> None:
-        self._held = {name: column[rows] for name, column in self._held.items()}
-
     def _forget_fancies(self) -> None:
         """What was never confirmed and is not there was nothing."""
-        held = self._held
+        held = self._table.held
         nothing = held["gone"] & ~self.config.established(held)
         if bool(nothing.any()):
-            self._keep(~nothing)
+            self._table.keep(~nothing)
 
     def _make_room(self) -> int:
         """Give up the unconfirmed first, then the gone, then of the most crowded place the old."""
         over = len(self) - self.budget.bytes // self.config.row_bytes
         if over <= 0:
             return 0
-        held = self._held
+        held = self._table.held
         tier = torch.where(self.config.established(held), torch.where(held["gone"], 1, 2), 0)
         cells = (held["position"] / self.config.place).floor().long()
         _, where, crowd = cells.unique(dim=0, return_inverse=True, return_counts=True)
         order = held["last"].argsort(stable=True)
         order = order[(-crowd[where])[order].argsort(stable=True)]
         order = order[tier[order].argsort(stable=True)]
-        self._keep(order[over:].sort().values)
+        self._table.keep(order[over:].sort().values)
         return over
 
     def set_budget(self, budget: Budget | int | str) -> WriteReport:
@@ -320,34 +303,33 @@ class ObjectMemory(Memory):
 
         A thing sums up all its sightings, so it goes as a whole.
         """
-        held = self._held
+        held = self._table.held
         touched = (held["first"] <= end) & (held["last"] >= start)
-        self._keep(~touched)
+        self._table.keep(~touched)
         return int(touched.sum())
 
     def expire(self, before: float) -> int:
         """Give up what was not seen since a time, and of the rest what is older; how many."""
-        self._own()
-        held = self._held
+        self._table.own()
+        held = self._table.held
         old, touched = held["last"] < before, int((held["first"] < before).sum())
         held["first"].clamp_min_(before)
         held["since"].clamp_min_(before)
         stale = (held["places"][..., 4] < before)[..., None]
         held["places"] = torch.where(stale, torch.nan, held["places"])
         held["places"][..., 3].clamp_min_(before)
-        self._keep(~old)
+        self._table.keep(~old)
         return touched
 
     # ------------------------------------------------------------------ state
 
     def snapshot(self) -> ObjectSnapshot:
         """Give an immutable view."""
-        self._shared = True
-        return ObjectSnapshot(self.config, self._held, self._last)
+        return ObjectSnapshot(self.config, self._table.share(), self._table.time)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return table_state(self.config, self._held, (self._next, self._writes), self._last)
+        return self._table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -355,5 +337,4 @@ class ObjectMemory(Memory):
         Raises:
             ValueError: If it is of another configuration or incomplete.
         """
-        self._held, (self._next, self._writes), self._last = load_table(self.config, state)
-        self._shared = False
+        self._table.load_state_dict(state)

@@ -141,10 +141,6 @@ class ObjectConfig:
         """Which of the rows were seen often enough, or from enough sides, ``(N,)`` bool."""
         return (held["views"] >= self.sightings) | (held["viewpoints"] >= self.viewpoints)
 
-    def fingerprint(self) -> Tensor:
-        """All fields as numbers, to tell states apart."""
-        return torch.tensor(list(vars(self).values()), dtype=torch.float64)
-
 
 @dataclass(frozen=True, slots=True)
 class Place:

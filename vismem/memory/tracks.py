@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from vismem.memory.columns import load_table, table_state
+from vismem.memory.columns import Table
 
 __all__ = ["NO_TRACK", "TrackConfig", "Tracks", "clusters"]
 
@@ -68,10 +68,6 @@ class TrackConfig:
         }
         return numbers | times | places
 
-    def fingerprint(self) -> Tensor:
-        """All fields as numbers, to tell states apart."""
-        return torch.tensor(astuple(self), dtype=torch.float64)
-
 
 class Tracks:
     """Clusters of points, each with a number that it keeps while it moves; see the module.
@@ -97,37 +93,35 @@ class Tracks:
 
     def reset(self) -> None:
         """Forget everything; numbers begin at 0 again."""
-        self._held = self.config.columns(0)
-        self._next = self._steps = 0
-        self._last = -math.inf
+        self._table = Table(self.config)
 
     def __len__(self) -> int:
-        return len(self._held["id"])
+        return len(self._table)
 
     @property
     def ids(self) -> Tensor:
         """Number of each track, ``(T,)`` int64; a number is never given twice."""
-        return self._held["id"]
+        return self._table.share()["id"]
 
     @property
     def position(self) -> Tensor:
         """Mean of its points when it was last seen, ``(T, axes)`` float64."""
-        return self._held["position"]
+        return self._table.share()["position"]
 
     @property
     def velocity(self) -> Tensor:
         """Units a second, ``(T, axes)`` float64."""
-        return self._held["velocity"]
+        return self._table.share()["velocity"]
 
     @property
     def first(self) -> Tensor:
         """Second when it was first seen, ``(T,)`` float64."""
-        return self._held["first"]
+        return self._table.share()["first"]
 
     @property
     def last(self) -> Tensor:
         """Second when it was last seen, ``(T,)`` float64."""
-        return self._held["last"]
+        return self._table.share()["last"]
 
     @property
     def rest(self) -> Tensor:
@@ -136,12 +130,12 @@ class Tracks:
         The place is a ball of the radius that `rest_speed` covers in `rest_seconds`: the centre of
         what is seen of a thing trembles, so that a speed from frame to frame never comes to zero.
         """
-        return self._held["last"] - self._held["since"]
+        return self._table.held["last"] - self._table.held["since"]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tracks held."""
-        return sum(column.nbytes for column in self._held.values())
+        return self._table.nbytes
 
     def at(self, time: float) -> Tensor:
         """Where each track is expected at a time, ``(T, axes)`` float64."""
@@ -165,15 +159,14 @@ class Tracks:
             raise ValueError(f"points are (N, {axes}), not {tuple(points.shape)}")
         if not torch.isfinite(points).all():
             raise ValueError("points hold NaN or infinity")
-        if not math.isfinite(time) or time < self._last:
-            raise ValueError(f"time is finite and goes on from {self._last} s, not {time} s")
-        self._steps, self._last = self._steps + 1, float(time)
+        if not math.isfinite(time) or time < self._table.time:
+            raise ValueError(f"time is finite and goes on from {self._table.time} s, not {time} s")
+        self._table.writes, self._table.time = self._table.writes + 1, float(time)
         if not len(points):
             self._give_up(time)
             return torch.empty(0, dtype=torch.int64)
         label, centre = clusters(points, self.config.apart)
-        # What was handed out never changes.
-        self._held = {name: column.clone() for name, column in self._held.items()}
+        self._table.own()
         track, fresh = self._match(centre, time)
         self._move(track, centre, time)
         self._bear(fresh, centre, time)
@@ -198,7 +191,7 @@ class Tracks:
         return track, (track < 0).nonzero()[:, 0]
 
     def _move(self, track: Tensor, centre: Tensor, time: float) -> None:
-        held, config = self._held, self.config
+        held, config = self._table.held, self.config
         rows, place = track[track >= 0], centre[track >= 0]
         passed = (time - held["last"][rows])[:, None]
         speed = (place - held["position"][rows]) / passed.clamp_min(1e-9)
@@ -213,25 +206,23 @@ class Tracks:
 
     def _bear(self, fresh: Tensor, centre: Tensor, time: float) -> None:
         new = self.config.columns(len(fresh))
-        new["id"] = torch.arange(self._next, self._next + len(fresh))
         new["position"], new["anchor"] = centre[fresh], centre[fresh].clone()
         for name in ("first", "last", "since"):
             new[name][:] = time
-        self._held = {name: torch.cat([column, new[name]]) for name, column in self._held.items()}
-        self._next += len(fresh)
+        self._table.add(new)
 
     def _give_up(self, time: float) -> None:
         """Drop what is lost, and beyond the bound what was seen longest ago, of equals the last."""
-        held = self._held
+        held = self._table.held
         seen = (time - held["last"] <= self.config.lost_seconds).nonzero()[:, 0]
         order = held["last"][seen].argsort(descending=True, stable=True)
         keep = seen[order[: self.config.max_tracks]].sort().values
         if len(keep) < len(self):
-            self._held = {name: column[keep] for name, column in held.items()}
+            self._table.keep(keep)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Give all state as tensors; loading it continues bit for bit."""
-        return table_state(self.config, self._held, (self._next, self._steps), self._last)
+        return self._table.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take the state of another instance of the same configuration.
@@ -239,7 +230,7 @@ class Tracks:
         Raises:
             ValueError: If the state is of another configuration or incomplete.
         """
-        self._held, (self._next, self._steps), self._last = load_table(self.config, state)
+        self._table.load_state_dict(state)
 
 
 def clusters(points: Tensor, apart: float) -> tuple[Tensor, Tensor]:
