@@ -101,17 +101,30 @@ def test_what_cannot_be_used_is_reported_and_changes_nothing(played):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_state_goes_on_bit_for_bit():
-    one, other = MovingMap("32MB"), MovingMap("32MB")
-    for frame in frames(16):
+def test_a_state_goes_on_bit_for_bit_whenever_it_is_taken():
+    """Also after frames that disagreed with the map, while something moves."""
+    given = list(frames(20))
+    elsewhere = given[0].pose.copy()
+    elsewhere[:3, 3] += (0, 0.9, 0.6)
+    for n in (14, 15):
+        given[n] = replace(given[n], pose=elsewhere)
+    one, states = MovingMap("32MB"), []
+    for frame in given[:18]:
+        status = one.write(frame).status
+        states.append((status, one.nbytes, one.state_dict()))
+    assert [status for status, *_ in states].count("lost") == 2
+    for frame in given[18:]:
         one.write(frame)
-    other.load_state_dict(one.state_dict())
-    assert other.nbytes == one.nbytes
-    for frame in frames(20, 16):
-        assert one.write(frame) == other.write(frame)
-    after, again = one.state_dict(), other.state_dict()
-    assert list(after) == list(again)
-    assert all(torch.equal(after[name], again[name]) for name in after)
+    after = one.state_dict()
+    for n in (0, 9, 11, 13, 14, 15, 16, 17):
+        other = MovingMap("32MB")
+        other.load_state_dict(states[n][2])
+        assert other.nbytes == states[n][1]
+        for frame in given[n + 1 :]:
+            other.write(frame)
+        again = other.state_dict()
+        assert list(after) == list(again), n
+        assert all(torch.equal(after[name], again[name]) for name in after), n
 
 
 def test_the_budget_holds_whatever_comes():
@@ -206,3 +219,28 @@ def test_a_full_disk_leaves_the_file_of_before(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_ply(where, points + 1, colors)
     assert where.read_bytes() == before and list(tmp_path.iterdir()) == [where]
+
+
+def test_a_recording_for_rerun_holds_what_the_map_holds(played, tmp_path):
+    pytest.importorskip("rerun", reason="the extra rerun is not installed")
+    scene, _ = played
+    scene.export_rerun(tmp_path / "map.rrd")
+    assert (tmp_path / "map.rrd").read_bytes()[:3] == b"RRF"
+    reading = pytest.importorskip("rerun.chunk", reason="this rerun-sdk reads no recordings")
+    held = {}
+    for chunk in reading.RrdReader(tmp_path / "map.rrd").stream().to_chunks():
+        held[chunk.entity_path] = chunk.to_record_batch().to_pydict()
+    surface, (way,), last = scene.surface(), scene.paths(), scene.at(scene.time)
+    mesh, moving = held["/map/static"], held["/map/transient"]
+    assert np.array_equal(mesh["Mesh3D:vertex_positions"][0], surface.points)
+    triangles = np.array(mesh["Mesh3D:triangle_indices"][0])
+    assert len(triangles) == 2 * len(surface.faces)
+    assert np.array_equal(np.sort(triangles[0]), np.sort(surface.faces[0, :3]))
+    assert [time.total_seconds() for time in moving["stream"]] == pytest.approx(
+        np.arange(1.4, 2.4, 0.1)
+    )
+    assert np.array_equal(moving["Points3D:positions"][-1], last.points)
+    colors = np.array(moving["Points3D:colors"][-1])  # 0xRRGGBBAA
+    assert np.array_equal(colors >> 24, last.colors[:, 0])
+    (strip,) = held[f"/map/tracks/{way.id}"]["LineStrips3D:strips"][0]
+    assert np.allclose(strip, way.waypoints[:, 1:], atol=1e-6)

@@ -250,8 +250,8 @@ class MotionDetector:
             view = self._view
             for name in ("depth", "camera", "pose"):
                 state[f"view.{name}"] = torch.from_numpy(getattr(view, name).copy())
-            state["belief"] = torch.from_numpy(self._belief.copy())
-            state["mask"] = torch.from_numpy(self._mask.copy())
+        state["belief"] = torch.from_numpy(self._belief.copy())
+        state["mask"] = torch.from_numpy(self._mask.copy())
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -261,7 +261,7 @@ class MotionDetector:
             ValueError: If it is of another configuration, incomplete, or beyond the budget;
                 nothing is changed then.
         """
-        missing = sorted({"counts", "numbers", "sizes"} - set(state))
+        missing = sorted({"counts", "numbers", "sizes", "belief", "mask"} - set(state))
         if missing:
             raise ValueError(f"the state holds no {missing}; it is incomplete")
         if not torch.equal(state["sizes"], self._sizes()):
@@ -280,8 +280,8 @@ class MotionDetector:
                 state[f"view.{name}"].numpy().copy() for name in ("depth", "camera", "pose")
             )
             self._view = View(depth, depth, camera, pose, np.zeros((0, 0, 3), np.uint8))
-            self._belief = state["belief"].numpy().copy()
-            self._mask = state["mask"].numpy().copy()
+        self._belief = state["belief"].numpy().copy()
+        self._mask = state["mask"].numpy().copy()
 
     def _sizes(self) -> Tensor:
         own = {n: v for n, v in asdict(self.config).items() if n != "fuse"}
