@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from memory.test_objects import A, B, blind, memory_of, seen
+from seen_things import A, B, blind, memory_of, seen
 from tiny_encoder import TinyEncoder
 
 from vismem.encoders.color import COLORS

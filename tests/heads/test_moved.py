@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from heads.test_answer import film, seen
-from memory.test_movements import CONFIG, NOWHERE, ROOM, box_at, frame, region
-from memory.test_objects import A, B, memory_of
-from memory.test_objects import seen as thing
+from labelled_scenes import film, seen
+from moving_regions import CONFIG, NOWHERE, ROOM, box_at, frame, region
+from seen_things import A, B, memory_of
+from seen_things import seen as thing
 from tiny_encoder import TinyEncoder
 
 from vismem.encoders.color import COLORS

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from contract import MemoryContract, Observation, copied, recalled, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memory.contract import MemoryContract, Observation, copied, recalled, same
 from torch import Tensor
 
 from vismem.memory.base import Budget
