@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ray_scene import Thing, World, camera, looking_at
 
 from vismem.geometry import rigid, unproject
-from vismem.memory.tsdf.blocks import BlockPool, pack, unpack
-from vismem.memory.tsdf.fuse import FuseConfig, View, in_view
+from vismem.memory.tsdf.blocks import SIDE, BlockPool, pack, unpack
+from vismem.memory.tsdf.fuse import FuseConfig, View, fuse, in_view
 from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
 from vismem.memory.tsdf.surface import AIR, SOLID, UNSEEN, extract, occupancy
 
@@ -109,6 +109,35 @@ def test_blocks_in_view_hold_all_that_is_seen():
         wanted = {pack(*place) for place in np.unique(places.astype(int), axis=0).tolist()}
         assert wanted <= set(keys.tolist())
     assert len(in_view(View.of(np.zeros((120, 160)), MATRIX, EYE), config)) == 0
+
+
+def test_a_ray_that_grazes_a_thing_carves_nothing_beside_or_behind_it():
+    """A pixel at a rim may see past it: it clears only what is before all of its neighbours."""
+    depth = np.full((120, 160), 2.0, np.float32)
+    depth[:, 80] = 1.0  # a pole of one pixel
+    depth[60, :] = 1.0  # and a bar across
+    depth[:, 40] = 0.0  # what is not known is no thing
+    config, pool = FuseConfig(voxel=0.01, truncation=0.03), BlockPool("64MB")
+    view = View.of(depth, MATRIX, np.eye(4))
+    rows, refused, _ = pool.take(in_view(view, config), 0.0)
+    assert refused == 0
+    corners = unpack(pool.key[rows]) * SIDE
+    fuse(pool.voxels, rows, corners, view, np.zeros(depth.shape, np.uint8), 1, config)
+    place = np.arange(SIDE**3)
+    inside = np.stack([place // SIDE**2, place // SIDE % SIDE, place % SIDE], -1)
+    points = (corners[:, None] + inside + 0.5) * config.voxel
+    free = pool.voxels.free[rows] > 0
+    behind = (points[..., 2] > 1.05) & (points[..., 2] < 1.8)
+    before = (points[..., 2] > 0.5) & (points[..., 2] < 0.95)
+    pixel = np.floor(points[..., :2] / points[..., 2:] * MATRIX[0, 0] + MATRIX[:2, 2] + 0.5)
+    column, row = pixel[..., 0], pixel[..., 1]
+    shown = (column >= 0) & (column < 160) & (row >= 0) & (row < 120)
+    near = (np.abs(column - 80) <= 1) | (np.abs(row - 60) <= 1)
+    hole = column == 40
+    assert (shown & near & behind).sum() > 1000
+    assert not free[shown & near & behind].any()
+    assert free[shown & ~near & ~hole & behind].all()
+    assert free[shown & ~hole & before].all() and not free[shown & hole].any()
 
 
 # ---------------------------------------------------------------- surface

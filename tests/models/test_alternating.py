@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vismem.models.alternating import AlternatingConfig, AlternatingDecoder, GatedRead, Store
+from vismem.models.alternating import (
+    AlternatingConfig,
+    AlternatingDecoder,
+    GatedRead,
+    PlacedAttention,
+    Store,
+)
 from vismem.models.alternating import Places as At
 
 DIM = 8
@@ -58,6 +65,91 @@ def test_both_ways_have_the_same_weights_and_few() -> None:
     assert shapes[0] == shapes[1]
     assert sum(weight.numel() for weight in one.parameters()) < 500_000
     other.load_state_dict(one.state_dict())
+
+
+def attention(axes: int = 3, heads: int = 2) -> PlacedAttention:
+    """As it begins, but for a sink of its own for each head."""
+    config = AlternatingConfig(token_dim=DIM, width=24 * heads, heads=heads, axes=axes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        one = PlacedAttention(config).double()
+    one.sink.data = torch.linspace(-1.0, 0.5, heads).double()
+    return one
+
+
+def drawn(*shape: int, seed: int = 5) -> Tensor:
+    draws = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=draws, dtype=torch.float64)
+
+
+def places(count: int, axes: int, seed: int) -> At:
+    draws = torch.Generator().manual_seed(seed)
+    at = 0.3 * torch.rand(1, count, axes, generator=draws, dtype=torch.float64)
+    return At(at, torch.randn(1, count, generator=draws, dtype=torch.float64))
+
+
+def turned(vector: Tensor, at: Tensor) -> list[complex]:
+    """Pairs of channels as numbers in the plane, an axis after the other, each period's in turn."""
+    half = len(vector) // 2
+    periods = half // len(at)
+    pairs = []
+    for axis in range(len(at)):
+        for n in range(periods):
+            wave = 0.4 * 32 ** (n / (periods - 1))  # from 0.4 to 12.8
+            turn = cmath.exp(2j * cmath.pi * float(at[axis]) / wave)
+            c = axis * periods + n
+            pairs.append(complex(vector[c], vector[c + half]) * turn)
+    return pairs
+
+
+@pytest.mark.parametrize("axes", [2, 3])
+@torch.no_grad()
+def test_attention_is_the_rule_written_out(axes: int) -> None:
+    """Rotary angles of every axis, a decay of each head, the bias, and a sink that holds zero."""
+    one, here, there = attention(axes), places(3, axes, 1), places(4, axes, 2)
+    x, memory = drawn(1, 3, 48), drawn(1, 4, 48, seed=6)
+    query, key, value = one.query(x)[0], *one.key_value(memory)[0].chunk(2, -1)
+    read = torch.zeros(3, 48).double()
+    for head, reach in enumerate((0.1, 0.4)):
+        part = slice(24 * head, 24 * head + 24)
+        for m in range(3):
+            scores = [one.sink[head].item()]
+            for n in range(4):
+                pairs = zip(
+                    turned(query[m, part], here.at[0, m]),
+                    turned(key[n, part], there.at[0, n]),
+                    strict=True,
+                )
+                product = sum((q * k.conjugate()).real for q, k in pairs) / 24**0.5
+                far = (here.at[0, m] - there.at[0, n]).square().sum() / reach**2
+                scores.append(float(product - far + there.bias[0, n]))
+            weight = torch.tensor(scores).double().softmax(0)[1:]
+            read[m, part] = weight @ value[:, part]
+    assert torch.allclose(one(x, here, memory, there)[0], one.out(read), atol=1e-5)
+
+
+@torch.no_grad()
+def test_where_nothing_is_near_nothing_is_read() -> None:
+    one, x = attention(), drawn(1, 3, 48)
+    for rows, away in ((0, 0.0), (4, 50.0)):
+        there = places(rows, 3, 2)
+        there = there._replace(at=there.at + away)
+        read = one(x, places(3, 3, 1), drawn(1, rows, 48, seed=6), there)
+        assert torch.equal(read, one.out.bias.expand_as(read))
+
+
+@torch.no_grad()
+def test_what_is_read_begins_as_a_copy_of_what_is_there() -> None:
+    one, memory = attention(), drawn(1, 1, 48)
+    one.sink.fill_(-1e3)
+    read = one(drawn(1, 3, 48, seed=6), places(3, 3, 1), memory, places(1, 3, 1))
+    copy = memory + one.key_value.bias[48:] + one.out.bias
+    assert torch.allclose(read, copy.expand_as(read), atol=1e-9)
+    net = AlternatingDecoder(AlternatingConfig(**SMALL))
+    x = drawn(5, DIM).float()
+    assert torch.allclose((net.embed(x) - net.embed.bias) @ net.head[1].weight.T, x, atol=1e-5)
+    assert not net.kind.any() and not net.blocks[0].attention.sink.any()
+    assert all(float(block.read.gate) == 1 for block in net.blocks)
 
 
 @BOTH
