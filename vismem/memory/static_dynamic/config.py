@@ -21,8 +21,8 @@ class StaticDynamicConfig:
         axes: Of positions: 3 for metres in the world, 2 for fractions of a fixed camera's picture,
             0 where there are none.
         dynamic_share: Of the budget for the ring of what moves.
-        voxel: Side of a cell at the start, in units of the positions. In the picture: what one
-            token covers, or a little less.
+        voxel: Size of a cell at the start, in units of the positions. In the world its radius; in
+            the picture its side: what one token covers, or a little less.
         growth: By which cells grow when room runs out; the less, the fuller the budget stays.
         most_weight: Observations after which a mean follows as a running one.
         max_tokens: Of one write.
@@ -75,7 +75,6 @@ class StaticDynamicConfig:
     def columns(self, rows: int) -> dict[str, Tensor]:
         """Columns of a number of rows of the static layer."""
         held = {
-            "key": torch.zeros(rows, dtype=torch.int64),  # of its cell
             "feature": torch.zeros(rows, self.token_dim),
             "position": torch.zeros(rows, self.axes),
             "mass": torch.zeros(rows),  # weight of the mean
@@ -84,6 +83,7 @@ class StaticDynamicConfig:
             "time": torch.zeros(rows, dtype=torch.float64),  # of the newest token
         }
         if self.axes != 3:
+            held["key"] = torch.zeros(rows, dtype=torch.int64)  # of its cell
             held["evidence"] = torch.zeros(rows)  # seconds for which it was seen
             held["spread"] = torch.ones(rows)  # mean square of the residual, in units of the noise
         return held

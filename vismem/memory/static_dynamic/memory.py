@@ -42,7 +42,7 @@ from vismem.memory.static_dynamic.motion_cue import (
 )
 from vismem.memory.static_dynamic.ring import Ring
 from vismem.memory.static_dynamic.snapshot import KV, StaticDynamicSnapshot
-from vismem.memory.static_dynamic.voxel_store import Found, VoxelStore
+from vismem.memory.static_dynamic.static_store import Found, StaticStore
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
 
 __all__ = ["KV", "StaticDynamicConfig", "StaticDynamicMemory", "StaticDynamicSnapshot", "View"]
@@ -84,7 +84,7 @@ class StaticDynamicMemory(Memory):
     def reset(self) -> None:
         """Forget everything; the next write may be at any time."""
         config = self.config
-        self._static, self._ring = VoxelStore(config), Ring(config.token_dim, config.axes)
+        self._static, self._ring = StaticStore(config), Ring(config.token_dim, config.axes)
         rules = TrackConfig(
             axes=max(1, config.axes),
             apart=config.reach,

@@ -1,10 +1,14 @@
 """The static layer: what stays where it is, summed up in cells that grow when room runs out.
 
 A row stands for all tokens of one cell: their weighted mean, how many there were, when. In the
-world a cell is a voxel. In the picture of a fixed camera it is a patch of the picture and a bucket
-of looks: one place may look this way or that. Without positions it is a bucket of looks alone.
+world a cell is what is nearer to its mean than to any other, up to a radius: a grid would cut a
+wall into slivers, and need half as many rows again for the same detail. In the picture of a fixed
+camera it is a patch of the picture and a bucket of looks: one place may look this way or that.
+Without positions it is a bucket of looks alone.
 
-Nothing is thrown away while cells can grow: rows whose cells fall together become one.
+Nothing is thrown away while cells can grow: rows whose cells fall together become one. In the world
+those are the nearest pairs first, as in agglomerative clustering (Sneath and Sokal, 1973: "nearest
+neighbour" pairs joined in their means), so that no room is left over.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from torch import Tensor
 from vismem.geometry import depth_sigma, project
 from vismem.memory.static_dynamic.config import StaticDynamicConfig
 
-__all__ = ["Found", "VoxelStore"]
+__all__ = ["Found", "StaticStore"]
 
 _HALF = 2**20  # cells on each side of the origin
 _BLOCK = 2048  # rows without positions that are compared with each other at once
@@ -47,7 +51,7 @@ class Found:
     explained: Tensor
 
 
-class VoxelStore:
+class StaticStore:
     """Rows of the static layer; see the module. A column, once made, is never changed.
 
     Args:
@@ -69,7 +73,7 @@ class VoxelStore:
 
     @property
     def voxel(self) -> float:
-        """Side of a cell now."""
+        """Side of a cell now; in the world its radius."""
         return self.config.voxel * self.config.growth**self.grown
 
     @property
@@ -94,13 +98,11 @@ class VoxelStore:
             positions: ``(N, axes)`` float32.
         """
         count, keys = len(features), self.keys(positions)
+        if self.config.axes == 3:
+            row, _ = self._nearest(positions)
+            return Found(row, torch.zeros(count), (row >= 0).float())
         ordered, order = self.held["key"].sort(stable=True)
         start = torch.searchsorted(ordered, keys)
-        if self.config.axes == 3:
-            at = start.clamp_max(max(0, len(self) - 1))
-            hit = ordered[at] == keys if len(self) else torch.zeros(count, dtype=torch.bool)
-            row = torch.where(hit, order[at], -1) if len(self) else torch.full((count,), -1)
-            return Found(row, torch.zeros(count), hit.float())
         rows = torch.searchsorted(ordered, keys, right=True) - start
         most = int(rows.max()) if count else 0
         if most == 0:
@@ -119,6 +121,34 @@ class VoxelStore:
         # Of a place that was never seen nothing is known, so that nothing is strange there.
         explained = explained.masked_fill(rows == 0, 1.0)
         return Found(row, residual, explained)
+
+    def _nearest(self, positions: Tensor, *, other: bool = False) -> tuple[Tensor, Tensor]:
+        """Row nearest to each position, ``(N,)``, -1 where none is within a cell, and its distance.
+
+        Args:
+            positions: ``(N, 3)``.
+            other: That they are those of the rows themselves, and each is to find another one.
+        """
+        ordered, order = self.keys(self.held["position"]).sort(stable=True)
+        held = self.held["position"][order]
+        # Of the 27 cells around, each three that differ in the last axis have keys in a row.
+        step = torch.tensor([-1, 0, 1]) * 2 * _HALF
+        middle = self.keys(positions)[:, None] + (step[:, None] * 2 * _HALF + step).flatten()
+        first = torch.searchsorted(ordered, middle - 1).flatten()
+        sizes = torch.searchsorted(ordered, middle + 1, right=True).flatten() - first
+        sizes = sizes.clamp_min(0)  # at the end of the world
+        of = (torch.arange(len(sizes)) // 9).repeat_interleave(sizes)
+        at = torch.arange(len(of)) + (first - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
+        away = (positions[of] - held[at]).norm(dim=1)
+        if other:
+            away = away.masked_fill(order[at] == of, math.inf)
+        near = torch.full((len(positions),), math.inf).scatter_reduce(0, of, away, "amin")
+        best = (away == near[of]) & (away <= self.voxel)
+        # Of rows that are equally near the first, so that two of them choose each other.
+        row = torch.full((len(positions),), _NONE).scatter_reduce(
+            0, of[best], order[at[best]], "amin"
+        )
+        return torch.where(row == _NONE, -1, row), near
 
     def _residuals(self, features: Tensor, index: Tensor) -> Tensor:
         """How far tokens are from rows, ``(N, m)``, in units of the noise."""
@@ -244,10 +274,16 @@ class VoxelStore:
         while len(self) > max(most, 1) and self.voxel < self.config.voxel * _HALF:
             # Of a surface four times the cells are left at half the side; half the way is safe.
             steps = math.log(len(self) / max(most, 1)) / 4 / math.log(self.config.growth)
+            if self.config.axes == 3:
+                group = self._pairs(len(self) - most)
+                if _groups(group) < len(self):
+                    self.held = _pool(self.held, group, _groups(group))
+                    continue
             self.grown += max(1, int(steps))
-            rows = self.held | {"key": self.keys(self.held["position"])}
-            group = self._alike(rows)
-            self.held = _pool(rows, group, _groups(group))
+            if self.config.axes != 3:
+                rows = self.held | {"key": self.keys(self.held["position"])}
+                group = self._alike(rows)
+                self.held = _pool(rows, group, _groups(group))
         lost = 0
         if len(self) > most:
             keep = torch.zeros(len(self), dtype=torch.bool)
@@ -259,6 +295,15 @@ class VoxelStore:
     def _keep(self, rows: Tensor) -> None:
         if not bool(rows.all()):
             self.held = {name: column[rows] for name, column in self.held.items()}
+
+    def _pairs(self, most: int) -> Tensor:
+        """Which rows are to be one, ``(n,)`` int64 from 0 on: pairs nearest to each other."""
+        row, away = self._nearest(self.held["position"], other=True)
+        own = torch.arange(len(row))
+        first = ((row > own) & (row[row] == own)).nonzero()[:, 0]
+        first = first[away[first].argsort(stable=True)[:most]]
+        own[row[first]] = first
+        return own.unique(return_inverse=True)[1]
 
     def _alike(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Which rows are of one cell, and of one bucket there, ``(n,)`` int64 from 0 on."""
@@ -319,7 +364,6 @@ def _pool(rows: Mapping[str, Tensor], group: Tensor, count: int) -> dict[str, Te
 
     counts = rows["count"]
     pooled = {
-        "key": extreme(rows["key"], "amin"),  # one and the same in a group
         "feature": mean(rows["feature"]),
         "position": mean(rows["position"]),
         "mass": total,
@@ -329,4 +373,5 @@ def _pool(rows: Mapping[str, Tensor], group: Tensor, count: int) -> dict[str, Te
     }
     if "evidence" in rows:
         pooled |= {"evidence": extreme(rows["evidence"], "amax"), "spread": mean(rows["spread"])}
+        pooled["key"] = extreme(rows["key"], "amin")  # one and the same in a group
     return pooled
