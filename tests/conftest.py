@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# One core for each worker of `pytest -n auto`, and for what it starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 # Without a GPU Triton's kernels run in its interpreter. Triton reads this while it is imported,
