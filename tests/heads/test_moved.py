@@ -10,7 +10,7 @@ import pytest
 import torch
 from labelled_scenes import film, seen
 from moving_regions import CONFIG, NOWHERE, ROOM, box_at, frame, region
-from seen_things import A, B, memory_of
+from seen_things import FAR, A, B, memory_of
 from seen_things import seen as thing
 from tiny_encoder import TinyEncoder
 
@@ -289,6 +289,20 @@ def test_what_moves_now() -> None:
     told = ask("is the dog moving?", day, newest=13.0)
     assert told.text.startswith("Dog is moving: 0:10")
     assert ask("is anything moving?", day, newest=60).text == "Nothing is moving now."
+    assert not ask("is anything moving?", day, newest=26.9).abstained  # two seconds ago is now
+    assert ask("is anything moving?", day, newest=27.1).abstained
+
+
+def test_what_is_no_thing_names_no_movement() -> None:
+    """Labels beyond an encoder's things are what things are like, and sort of."""
+    red = path(10, 12, label=len(tiny.label_names) - 1)
+    assert labels(ask("what moved?", moving(red))) == ["something"]
+
+
+def test_the_picture_is_of_the_moment_in_which_it_was_surest() -> None:
+    scenes = film((0, 5, []), (9, 15, []), (20, 25, []))
+    answer = ask("what moved?", moving(path(6, 7), path(10, 12), path(20, 22)), moments=scenes)
+    assert [moment.thumbnail for moment in answer.moments] == [b"", b"\x01", b"\x02"]
 
 
 def test_nothing_moved_is_told_with_its_limits() -> None:
@@ -334,6 +348,15 @@ def test_much_that_moved_is_told_in_short() -> None:
     assert len(answer.moments) == 10 and len(answer.movements or ()) == 14
 
 
+def test_much_that_moved_beside_what_is_asked_for_is_told_in_short() -> None:
+    many = [path(10 * n, 10 * n + 1, score=0.6 + n / 50) for n in range(5)]
+    told = ask("did the unicorn move?", moving(*many)).text
+    assert told == (
+        "Not seen to move: unicorn; 5 other movements: something 0:20-0:21, "
+        "something 0:30-0:31, something 0:40-0:41 and 2 more."
+    )
+
+
 def test_every_number_told_is_in_the_evidence() -> None:
     for question in ("what moved?", "did the dog move?", "how many things moved on the right?"):
         answer = ask(question, moving(*DAY))
@@ -368,6 +391,11 @@ def test_streams_are_told_apart_and_may_be_asked_for() -> None:
     assert [moment.stream for moment in answer.moments] == ["front", "back", "back"]
     assert answer.moments[0].thumbnail == b"\x00" and answer.moments[1].thumbnail == b""
     assert starts(ask("what moved on the back camera?", watched, moments=films)) == [20, 21]
+
+
+def test_the_name_of_the_only_stream_is_a_thing_as_well() -> None:
+    answer = ask("what moved on the cat?", {"cat": moving(*DAY)}, moments={"cat": film()})
+    assert answer.text.startswith("Not seen: cat; 3 movements then")
 
 
 def test_a_stream_that_was_not_watched_is_named() -> None:
@@ -460,6 +488,14 @@ def test_boxes_of_another_time_say_nothing_where_the_camera_may_move() -> None:
     assert starts(ask("what moved near the cat?", fixed, moments=cat)) == [3, 20]
 
 
+@pytest.mark.parametrize(
+    ("apart", "way"), [(0.05, "at x 0.05 y 0.00 z 1.00 m"), (0.15, "from x 0.00 y 0.00 z 1.00 to")]
+)
+def test_ends_within_a_tenth_of_a_metre_are_one_place(apart: float, way: str) -> None:
+    moved = moving(path(3, 5, world=((0.0, 0.0, 1.0), (apart, 0.0, 1.0))))
+    assert way in ask("what moved?", moved).text
+
+
 def test_near_two_things_is_near_both() -> None:
     pair = film((0, 30, [seen(CAT, box=box_of(0.3)), seen(DOG, box=box_of(0.7))]))
     moved = moving(path(10, 12, 0.3), path(20, 24, 0.2, 0.8))
@@ -497,7 +533,29 @@ def test_a_thing_that_is_elsewhere_moved_whether_that_was_seen_or_not() -> None:
         assert one.begun.position == pytest.approx(A) and one.ended.position == pytest.approx(B)
         assert answer.text.startswith("Red block moved: 0:02-0:03 (")
         assert "from x 0.00 y 0.00 z 0.50 to x 0.30" in answer.text
-    assert ask("did the red block move after 0:10?", moving(), objects=memory).abstained
+    for when in ("after 0:10", "before 0:01"):
+        assert ask(f"did the red block move {when}?", moving(), objects=memory).abstained
+    assert "not watched" not in ask("has the red block moved?", None, objects=memory).text
+    # Where in the picture it was on the way, and past what, was not seen.
+    assert ask("did the red block move on the left?", moving(), objects=memory).abstained
+
+
+def test_of_each_move_of_a_thing_only_the_end_of_the_last_is_in_the_picture() -> None:
+    memory = memory_of(*[thing((RED, place)) for place in (A, A, A, B, B, B, FAR, FAR, FAR)])
+    answer = ask("has the red block moved?", moving(), objects=memory)
+    one, other = answer.movements or ()
+    assert (one.start, one.end, other.start, other.end) == (2, 3, 5, 6)
+    assert one.ended.box is None and other.ended.box == pytest.approx((0.4, 0.4, 0.6, 0.6))
+    assert other.ended.position == pytest.approx(FAR)
+
+
+def test_what_was_seen_too_seldom_or_is_called_too_unsurely_did_not_move() -> None:
+    seldom = memory_of(thing((RED, A)), thing((RED, B)))
+    assert ask("has the red block moved?", moving(), objects=seldom).abstained
+    frames = [thing((RED, place)) for place in (A, A, A, B, B, B)]
+    for each in frames:
+        each["label"][0, 0], each["label_score"][0, 0] = CAT, 0.1
+    assert ask("did the cat move?", moving(), objects=memory_of(*frames)).abstained
 
 
 def test_a_move_that_was_watched_is_told_once() -> None:
@@ -522,6 +580,13 @@ def test_a_thing_that_stayed_is_said_to_have() -> None:
     assert answer.abstained and answer.text == (
         "Not seen to move: red block, seen at one place 0:00-0:03; 1 other movement: dog 0:10-0:14."
     )
+
+
+def test_of_several_that_stayed_the_likeliest_is_told() -> None:
+    pair = memory_of(*[thing((RED, A), (RED, FAR))] * 4)
+    assert len(pair.snapshot().objects()) == 2
+    answer = ask("has the red block moved?", moving(), objects=pair)
+    assert answer.text == "Not seen to move: red block, seen at one place 0:00-0:03."
 
 
 def test_a_colour_is_not_known_of_a_movement() -> None:
