@@ -8,45 +8,33 @@ appended to the log before it is acknowledged, so a crash loses nothing that was
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vismem.asking import ask
 from vismem.closeable import Closeable
 from vismem.encoders import load_encoder
 from vismem.encoders.base import Encoder, Encoding
 from vismem.engine import Writer
 from vismem.errors import StoreError, UsageError
 from vismem.frame import Frame
-from vismem.heads.answer import THRESHOLD, Answer, answer, asked_span
-from vismem.heads.locate import asks_where, with_places
-from vismem.heads.moved import asks_moved, with_movements
+from vismem.heads.answer import THRESHOLD, Answer
 from vismem.heads.moving import MotionWatch, Moving
-from vismem.heads.nearest import nearest_by
-from vismem.heads.spoken import spoken
+from vismem.journal import Journal, opened, write_copy
 from vismem.memory.base import Budget, Recall, WriteReport
 from vismem.memory.episodic import EpisodicConfig, EpisodicSnapshot
 from vismem.memory.movements import MovementSnapshot
 from vismem.memory.objects import ObjectSnapshot
 from vismem.memory.slots import SlotSnapshot
 from vismem.model_memory import ModelMemory, ModelSettings
-from vismem.observation import events, observation
-from vismem.scenes import scene_moments
-from vismem.settings import DAMAGE, check_policy
+from vismem.observation import observation
+from vismem.settings import check_policy
 from vismem.stats import Stats
-from vismem.store import (
-    Durability,
-    Event,
-    MemoryStore,
-    SegmentFile,
-    VectorIndex,
-    pack,
-    unpack,
-)
+from vismem.store import Durability, MemoryStore, VectorIndex
 from vismem.stream_set import StreamSet
 
 if TYPE_CHECKING:
@@ -55,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["VisualMemory"]
 
 Encoded = tuple[Encoding, Moving | None]  # what is made of a frame before it is stored
-
-COMMIT_RECORDS = 1000  # frames in the log before they are sealed; a restart replays at most these
-COMMIT_BYTES = (2**22, 2**25)  # of log: as much as the budget, within these bounds
 
 
 class VisualMemory(Closeable):
@@ -132,31 +117,29 @@ class VisualMemory(Closeable):
             embedding_dim=self.encoder.embedding_dim,
             **{"max_tokens": self.encoder.max_tokens, **dict(moments or {})},
         )
+        self.stats = Stats()
         self._retain, self._durability = retain, durability
+        self._read_only = self._closed = False
         self._watch = MotionWatch() if motion else None
-        self._store: MemoryStore | None = None
+        self._streams = StreamSet(size.bytes, self.sizes, policy, self.stats)
+        self._store_lock = threading.RLock()  # held by whoever changes what is on disk
+        self._writer = Writer(self._encode, self._take, self._refuse, queue)
+        self._journal: Journal | None = None  # of a memory that has a directory
+        self._index: VectorIndex | None = None  # of one too large to compare with in full
         self.model: ModelMemory | None = None
-        self._begin(queue, size.bytes, policy)
         if settings:
             place = Path(path) if path is not None else None
             self.model = ModelMemory(settings, place, llm=llm, retain=retain, durability=durability)
             self.model.check(self.sizes.embedding_dim)  # if it cannot work, nothing is begun
         if path is not None:
-            self._store = MemoryStore.create(
-                path, encoder=self.encoder.identity, config=self.config, durability=durability
-            )
+            self._journal = self._begin_journal(path)
 
-    def _begin(self, queue: int, budget: int, policy: str) -> None:
-        """Set up everything that is the same for a new memory and one that is opened."""
-        self.stats = Stats()
-        self._read_only = False
-        self._streams = StreamSet(budget, self.sizes, policy, self.stats)
-        self._store_lock = threading.RLock()  # held by whoever changes what is on disk
-        self._writer = Writer(self._encode, self._take, self._refuse, queue)
-        self._closed = False
-        self._expired = False  # moments are gone from memory and not yet from disk
-        self._logged = 0  # bytes of log since the last commit
-        self._index: VectorIndex | None = None  # of a memory too large to compare with in full
+    def _begin_journal(self, path: str | os.PathLike[str]) -> Journal:
+        identity = self.encoder.identity
+        store = MemoryStore.create(
+            path, encoder=identity, config=self.config, durability=self._durability
+        )
+        return Journal(store, self.encoder)
 
     # ------------------------------------------------------------------ opening and closing
 
@@ -187,8 +170,7 @@ class VisualMemory(Closeable):
                 use by another writer.
             UsageError: If its encoder cannot be had.
         """
-        store = MemoryStore.open(path, read_only=read_only, salvage=salvage)
-        try:
+        with opened(path, read_only=read_only, salvage=salvage) as store:
             config = store.config
             self = cls(
                 config["budget"],
@@ -205,7 +187,7 @@ class VisualMemory(Closeable):
                     f"{path} was written by {store.encoder}, this is {self.encoder.identity}; "
                     "embeddings of different models never mix"
                 )
-            self._store, self._read_only = store, read_only
+            self._read_only = read_only
             self.config = dict(config)  # sealed again with every commit
             if config.get("model"):
                 settings = ModelSettings(**config["model"])
@@ -218,28 +200,16 @@ class VisualMemory(Closeable):
                     durability=store.durability,
                 )
             self._restore(store)
-        except DAMAGE as error:
-            store.close()
-            raise StoreError(
-                f"{path}: the memory's settings or state are damaged ({error}); "
-                f"run: vismem inspect --verify {path}"
-            ) from error
-        except BaseException:
-            store.close()
-            raise
         return self
 
     def _restore(self, store: MemoryStore) -> None:
         """Take up the last commit, then replay what was acknowledged since."""
         self.stats.problems += store.lost
         self._streams.restore(store)
-        self._logged = store.nbytes["tail"]
         if self._read_only:
             self._index = store.vector_index()
-        for _, payload in store.replay():
-            tensors, meta = unpack(payload)
-            self._streams.take(meta["stream"]).clock.accept(meta["raw"], meta["time"])
-            self._streams.remember(meta["stream"], meta["time"], tensors)
+        self._journal = Journal(store, self.encoder)
+        self._journal.replay(self._streams)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> None:
         """Seal everything that was written.
@@ -253,18 +223,14 @@ class VisualMemory(Closeable):
         """
         self.flush()
         with self._store_lock:
-            if self._store is None:
+            if self._journal is None:
                 if path is None:
                     raise UsageError('this memory lives in RAM; give a path: save("clip.mem")')
-                self._store = MemoryStore.create(
-                    path,
-                    encoder=self.encoder.identity,
-                    config=self.config,
-                    durability=self._durability,
-                )
-            elif path is not None and Path(path).resolve() != self._store.path.resolve():
-                raise UsageError(f"this memory lives at {self._store.path}; copy that directory")
-            self._commit()
+                self._journal = self._begin_journal(path)
+            home = self._journal.store.path
+            if path is not None and Path(path).resolve() != home.resolve():
+                raise UsageError(f"this memory lives at {home}; copy that directory")
+            self._seal()
 
     def copy(self, path: str | os.PathLike[str]) -> None:
         """Write what is held now to a directory; this memory goes on where it lives.
@@ -280,16 +246,9 @@ class VisualMemory(Closeable):
         if not (self._read_only or self._closed):
             self.flush()
         with self._store_lock:
-            segments, state, meta = self._streams.contents()
+            contents = self._streams.contents()
             config = {key: value for key, value in self.config.items() if key != "model"}
-        store = MemoryStore.create(path, encoder=self.encoder.identity, config=config)
-        try:
-            store.commit(segments, state, meta=meta)
-        except BaseException:
-            store.close()
-            shutil.rmtree(path, ignore_errors=True)
-            raise
-        store.close()
+        write_copy(path, contents, encoder=self.encoder.identity, config=config)
 
     def close(self) -> None:
         """Write what waits, seal, and stop; a memory in RAM that was not saved is gone.
@@ -302,18 +261,18 @@ class VisualMemory(Closeable):
         self._closed = True
         try:
             self._writer.flush()
-            if self._store and not self._read_only:
+            if self._journal and not self._read_only:
                 with self._store_lock:
-                    self._commit()
-                    self._store.vector_index()  # made now, when no camera waits for it
+                    self._seal()
+                    self._journal.store.vector_index()  # made now, when no camera waits for it
         finally:
             left = self._writer.close()
             if left:
-                self._note(f"{left} frames that waited could not be stored")
+                self.stats.note(f"{left} frames that waited could not be stored")
             if self.model:
                 self.model.close()
-            if self._store:
-                self._store.close()
+            if self._journal:
+                self._journal.store.close()
 
     # ------------------------------------------------------------------ writing
 
@@ -334,8 +293,7 @@ class VisualMemory(Closeable):
             UsageError: If the memory is open for reading only, or closed.
             ValueError: If the frame holds no picture or no time, or its pose is not ``(4, 4)``.
         """
-        if self._read_only or self._closed:
-            raise UsageError("this memory is closed or open for reading only; open it to write")
+        self._check_writable("write")
         if self.model:
             _ = self.model.llm  # loaded here, where the caller learns what is wrong with it
         try:
@@ -345,12 +303,16 @@ class VisualMemory(Closeable):
             raise
         for name in ("depth", "intrinsics"):
             if getattr(frame, name) is not None and getattr(owned, name) is None:
-                self._note(f"{frame.stream}: {name} left out, wrong shape or numbers")
+                self.stats.note(f"{frame.stream}: {name} left out, wrong shape or numbers")
         frame = owned
         if self._writer.put(frame, block=block):
             return True
         self.stats.dropped += 1
         return False
+
+    def _check_writable(self, to: str) -> None:
+        if self._read_only or self._closed:
+            raise UsageError(f"this memory is closed or open for reading only; open it to {to}")
 
     def flush(self) -> None:
         """Wait until every frame handed over so far is in the memory, and on disk if it has one.
@@ -369,22 +331,14 @@ class VisualMemory(Closeable):
 
     def _refuse(self, frame: Frame, error: Exception) -> None:
         self.stats.refused += 1
-        self._note(f"a frame was left out: {type(error).__name__}: {error}")
-
-    def _note(self, problem: str) -> None:
-        if problem not in self.stats.problems and len(self.stats.problems) < 20:
-            self.stats.problems.append(problem)
+        self.stats.note(f"a frame was left out: {type(error).__name__}: {error}")
 
     def _take(self, frame: Frame, encoded: Encoded) -> None:
         """Store one encoded frame, then remember it."""
         with self._store_lock:
             # Sealing comes first: if it fails, the frame is tried again and must not be there yet.
-            if self._store and (
-                self._expired
-                or self._store.records >= COMMIT_RECORDS
-                or self._logged >= min(max(self.budget.bytes, COMMIT_BYTES[0]), COMMIT_BYTES[1])
-            ):
-                self._commit()
+            if self._journal and self._journal.due(self.budget.bytes):
+                self._seal()
             self._append(frame, *encoded)
 
     def _append(self, frame: Frame, encoding: Encoding, moving: Moving | None) -> None:
@@ -398,17 +352,17 @@ class VisualMemory(Closeable):
         self._streams.world.check(at, tensors)
         if self.model:  # first, for a frame that comes again is not looked at twice
             self.model.write(stream.name, frame, at, encoding.embedding)
-        if self._store:
-            meta = {"stream": stream.name, "time": at, "raw": frame.timestamp}
-            record = pack(tensors, meta)
-            self._store.append(record)
-            self._logged += len(record)
+        if self._journal:
+            self._journal.log(stream.name, at, frame.timestamp, tensors)
         if stream.clock.accept(frame.timestamp, at):
             self.stats.clock_jumps += 1
-            self._note(f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s")
+            self.stats.note(
+                f"{stream.name}: the clock was set back; time was carried on at {at:.1f} s"
+            )
         self._streams.remember(stream.name, at, tensors)
         self.stats.written += 1
-        self._expire()
+        if self._retain is not None and self._streams.expire(self._retain) and self._journal:
+            self._journal.stale = True  # the next seal takes it from the disk as well
 
     # ------------------------------------------------------------------ changing
 
@@ -461,27 +415,20 @@ class VisualMemory(Closeable):
             ...     memory.budget.bytes, memory.policy, memory.nbytes <= 200_000
             (200000, 'flash', True)
         """
-        if self._read_only or self._closed:
-            raise UsageError("this memory is closed or open for reading only; open it to change it")
+        self._check_writable("change it")
         with self._store_lock:
             size = self.budget if budget is None else Budget.parse(budget)
             policy = self.policy if policy is None else policy
             check_policy(policy)
             config = {**self.config, "budget": size.bytes, "policy": policy}
             streams, report = self._streams.changed(size.bytes, policy)
-            if self._store:
-                self._commit(streams, config)
+            if self._journal:
+                self._seal(streams, config)
             self._streams, self.config = streams, config
             streams.count(report)
         return report
 
     # ------------------------------------------------------------------ forgetting and sealing
-
-    def _expire(self) -> None:
-        """Forget by age; the next seal takes it from the disk as well."""
-        if self._retain is None or not self._streams.expire(self._retain):
-            return
-        self._expired = True
 
     def forget(self, start: float, end: float, *, stream: str | None = None) -> int:
         """Forget every moment that touches a span of time, in memory and on disk.
@@ -499,8 +446,7 @@ class VisualMemory(Closeable):
             UsageError: If the memory is open for reading only.
             ValueError: If the span ends before it starts.
         """
-        if self._read_only or self._closed:
-            raise UsageError("this memory is closed or open for reading only; open it to forget")
+        self._check_writable("forget")
         if not start <= end:
             raise ValueError(f"a span goes from its start to its end, not {start} to {end}")
         self.flush()
@@ -510,29 +456,20 @@ class VisualMemory(Closeable):
                 self.model.forget(start, end, [s for s in self._streams if stream in (None, s)])
             # Also where nothing counts as gone: the log may hold frames of the span whose moment
             # was given up before, and a bank what it sums up of all frames.
-            if self._store:
-                self._commit()
+            if self._journal:
+                self._seal()
         return gone
 
-    def _commit(
+    def _seal(
         self, streams: StreamSet | None = None, config: Mapping[str, Any] | None = None
     ) -> None:
         """Seal the memory as it is now, or as it shall be."""
-        assert self._store is not None
+        assert self._journal is not None
         if self.model:
-            self.model.save(self._store.path)
-        segments, state, meta = (self._streams if streams is None else streams).contents()
-        # The settings go with it each time: a change may have failed when the disk had it already.
-        config = self.config if config is None else config
-        report = self._store.commit(segments, state, meta=meta, config=config, events=self._events)
-        self._logged = 0
-        self._expired = False
-        for problem in report.problems:
-            self._note(problem)
-
-    def _events(self, segment: SegmentFile) -> Iterator[Event]:
-        stream = self._streams.stream_of(segment.entry.name)
-        return events(segment.columns, self.encoder.label_names, stream)
+            self.model.save(self._journal.store.path)
+        streams = self._streams if streams is None else streams
+        for problem in self._journal.seal(streams, self.config if config is None else config):
+            self.stats.note(problem)
 
     # ------------------------------------------------------------------ reading
 
@@ -620,36 +557,14 @@ class VisualMemory(Closeable):
         """
         if wait and not self._read_only:
             self.flush()
-        streams = self._streams
-        with streams.lock:  # all of the same instant
-            snapshots, views, facts = streams.snapshots(), streams.visual(), streams.describe()
-            things, moves = streams.world.snapshot(), streams.movements()
-        scenes = {name: scene_moments(view.slots(), self.sizes) for name, view in views.items()}
-        nearest = None
-        if index := self._index:
-            nearest = {name: nearest_by(index, place) for place, name in enumerate(snapshots)}
-        found = answer(
+        return ask(
             question,
-            snapshots,
+            self._streams,
             self.encoder,
-            scenes=scenes,
             threshold=threshold,
-            memory=facts,
-            nearest=nearest,
+            index=self._index,
+            model=self.model if words else None,
         )
-        if asks_where(question):
-            found = with_places(found, things, self.encoder, threshold=threshold)
-        if asks_moved(question):
-            return with_movements(
-                found, moves, things, snapshots, self.encoder, threshold=threshold
-            )
-        if not (self.model and words):
-            return found
-        newest = facts["span"][1] if facts["span"] else 0.0
-        until = asked_span(question, newest)[1]
-        vector = self.encoder.query(question).vector
-        replies = self.model.ask(question, snapshots, vector, until if until < newest else None)
-        return spoken(found, replies, snapshots)
 
     def describe(self) -> dict[str, Any]:
         """Bytes held, the budget, frames and the span of time, as `ask` reports them."""

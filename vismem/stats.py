@@ -32,3 +32,8 @@ class Stats:
     forgotten: int = 0
     encode_seconds: float = 0.0
     problems: list[str] = field(default_factory=list)
+
+    def note(self, problem: str) -> None:
+        """Keep what went wrong, each once, the first 20."""
+        if problem not in self.problems and len(self.problems) < 20:
+            self.problems.append(problem)

@@ -9,7 +9,7 @@ import pytest
 from tiny_memory import MOMENTS
 
 import vismem as vm
-from vismem import pipeline
+from vismem import journal
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def make(tiny, tmp_path: Path) -> Iterator[Callable[..., vm.VisualMemory]]:
 
 @pytest.fixture
 def seal_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "COMMIT_RECORDS", 7)
+    monkeypatch.setattr(journal, "COMMIT_RECORDS", 7)
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_pieces_are_small_and_files_are_let_go(there, path: Path) -> None:
 def test_a_memory_in_ram_is_copied_and_stays_there(make, path: Path, tiny) -> None:
     memory = fill(make("30KB", policy="star"), range(50))
     memory.copy(path)
-    assert memory._store is None and verify(path).ok
+    assert memory._journal is None and verify(path).ok
     with VisualMemory.open(path, encoder=tiny) as copy:
         assert state_of(copy) == state_of(memory) and replies(copy) == replies(memory)
         fill(copy, range(50, 60))
@@ -146,7 +146,7 @@ def test_a_durable_memory_and_a_reader_can_be_copied(there, path: Path, tiny) ->
     for name in ("one", "two"):
         with VisualMemory.open(path.with_name(name), encoder=tiny) as copy:
             assert state_of(copy) == state_of(there)
-    assert there._store and there._store.path == path
+    assert there._journal and there._journal.store.path == path
 
 
 def test_a_copy_that_fails_leaves_nothing(make, path: Path, monkeypatch) -> None:

@@ -56,7 +56,7 @@ def test_answers_survive_saving(make, path: Path, tiny) -> None:
 def test_a_durable_memory_is_as_one_in_ram(make, path: Path, seal_often: None) -> None:
     in_ram, durable = fill(make(6_000), range(100)), fill(make(6_000, path=path), range(100))
     assert state_of(durable) == state_of(in_ram) and replies(durable) == replies(in_ram)
-    assert durable._store.records < 8
+    assert durable._journal.store.records < 8
 
 
 def test_what_was_saved_goes_on_durably(make, path: Path, tiny) -> None:

@@ -61,7 +61,7 @@ def test_a_bank_goes_on_after_a_crash_bit_for_bit(
     write(memory, range(25)), write(in_ram, range(60))
     crash(memory)
     again = vm.VisualMemory.open(path, encoder=tiny)
-    assert again.policy == policy and 0 < again._store.records < 8
+    assert again.policy == policy and 0 < again._journal.store.records < 8
     write(again, range(25, 47))
     again.close()
     with vm.VisualMemory.open(path, encoder=tiny) as again:

@@ -50,8 +50,8 @@ def state_of(memory: vm.VisualMemory) -> dict[str, tuple]:
 
 def crash(memory: vm.VisualMemory) -> None:
     """Let go of the directory as the death of the process would: nothing is sealed."""
-    assert memory._store is not None
-    memory._store.close()
+    assert memory._journal is not None
+    memory._journal.store.close()
 
 
 def replies(memory: vm.VisualMemory) -> list[dict]:
