@@ -11,7 +11,10 @@ import torch
 from vismem.encoders.base import Encoder
 from vismem.errors import StoreError
 from vismem.journal import COMMIT_BYTES, COMMIT_RECORDS, Journal, opened
+from vismem.memory.episodic import EpisodicConfig
+from vismem.stats import Stats
 from vismem.store import MemoryStore
+from vismem.stream_set import StreamSet
 
 LEAST, MOST = COMMIT_BYTES
 MEGABYTE = {"tokens": torch.zeros(2**20, dtype=torch.uint8)}
@@ -51,10 +54,16 @@ def test_many_frames_are_due_and_so_is_what_is_gone(begin) -> None:
     journal.store.close()
 
 
-def test_what_is_gone_from_memory_is_due(begin) -> None:
-    journal = begin()
+def test_what_is_gone_from_memory_is_due_and_nothing_is_after_a_seal(begin) -> None:
+    journal, streams = begin(), StreamSet(10**6, EpisodicConfig(4, 6), "moments", Stats())
+    for number in range(LEAST // 2**20):
+        journal.log("camera", float(number), float(number), MEGABYTE)
+    assert journal.due(0)
+    assert journal.seal(streams, {"budget": 7}) == () and not journal.due(0)
     journal.stale = True
     assert journal.due(2**40)
+    journal.seal(streams, {"budget": 8})
+    assert not journal.due(2**40) and journal.store.config == {"budget": 8}
     journal.store.close()
 
 
