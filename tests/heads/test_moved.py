@@ -234,6 +234,7 @@ def test_all_that_moved_is_told_in_order_of_time() -> None:
         ("what moved at 0:24?", [21]),
         ("what moved after 0:30", []),
         ("did something move in the last 36 seconds", [21]),
+        ("what moved in the last 41 seconds", [20, 21]),
         ("what moved on the left?", [10]),
         ("what moved in the middle", [10, 20]),
         ("when did something move on the right between 0:20 and 0:30", [21]),
@@ -277,6 +278,8 @@ def test_how_many() -> None:
     day = moving(*DAY)
     assert ask("how many things moved?", day).text.startswith("3 movements, at most 2 at once: dog")
     assert ask("how many moved on the left?", day).text.startswith("1 movement on the left, at mo")
+    told = ask("how many things moved?", moving(path(0, 2), path(2, 4))).text
+    assert told.startswith("2 movements, at most 2 at once")  # both are seen at 0:02
     twice = moving(path(0, 2, label=DOG), path(9, 12, label=DOG))
     told = ask("how often did the dog move?", twice).text
     assert told.startswith("Dog moved: 2 times, at most 1 at once: 0:00-0:02")
@@ -452,12 +455,18 @@ def test_near_what_is_not_known_abstains_and_says_so() -> None:
         "Not seen: dog; 2 movements then: something 0:10-0:12, something 0:20-0:22."
     )
     assert ask("what moved near the elephant?", moving(*DAY)).text.startswith("Not seen: elephant")
+    cat = film((0, 30, [seen(CAT, box=box_of(0.5))]))
+    answer = ask("what moved near the cat and the elephant?", moving(path(10, 12)), moments=cat)
+    assert answer.abstained and answer.text.startswith("Not seen: ")
 
 
 def test_a_thing_is_not_near_itself() -> None:
     dog = film((0, 30, [seen(DOG, box=box_of(0.5))]))
     both = moving(path(10, 12, label=DOG), path(15, 17, label=CAT))
     assert labels(ask("what moved near the dog?", both, moments=dog)) == ["cat"]
+    red = film((0, 30, [seen(DOG, color="red", box=box_of(0.5))]))
+    # What moved has no colour: it may be another dog than the red one.
+    assert labels(ask("what moved near the red dog?", both, moments=red)) == ["dog", "cat"]
 
 
 def table() -> object:
@@ -478,12 +487,19 @@ def test_near_in_the_world_is_half_a_metre_from_a_box(away: float, near: bool) -
         assert "from x " in answer.text and answer.text.endswith(" m.")
 
 
+def test_near_is_where_the_thing_was_at_that_time() -> None:
+    moved_block = memory_of(*[thing((RED, place)) for place in (A, A, A, B, B, B)])
+    at = (A[0] - 0.45, A[1], A[2])  # near to A, and not to B
+    moved = moving(path(1, 2, world=(at, at)), path(4, 5, world=(at, at)))
+    assert starts(ask("what moved near the red block?", moved, objects=moved_block)) == [1]
+
+
 def test_boxes_of_another_time_say_nothing_where_the_camera_may_move() -> None:
     cat = film((0, 5, [seen(CAT, box=box_of(0.5))]))
     world = ((0.0, 0.0, 9.0), (0.0, 0.0, 9.0))
-    moved = moving(path(3, 4, world=world), path(20, 22, world=world))
+    moved = moving(*(path(at, at + 1, world=world) for at in (3, 7, 9, 20)))
     answer = ask("what moved near the cat?", moved, moments=cat, objects=table())
-    assert starts(answer) == [3]
+    assert starts(answer) == [3, 7]  # 2 and 4 s after the cat was seen
     fixed = moving(path(3, 4), path(20, 22))
     assert starts(ask("what moved near the cat?", fixed, moments=cat)) == [3, 20]
 
