@@ -43,6 +43,7 @@ from vismem.memory.static_dynamic.motion_cue import (
 from vismem.memory.static_dynamic.ring import Ring
 from vismem.memory.static_dynamic.snapshot import KV, StaticDynamicSnapshot
 from vismem.memory.static_dynamic.static_store import Found, StaticStore
+from vismem.memory.static_dynamic.window import Window
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
 
 __all__ = ["KV", "StaticDynamicConfig", "StaticDynamicMemory", "StaticDynamicSnapshot", "View"]
@@ -85,6 +86,7 @@ class StaticDynamicMemory(Memory):
         """Forget everything; the next write may be at any time."""
         config = self.config
         self._static, self._ring = StaticStore(config), Ring(config.token_dim, config.axes)
+        self._window = Window(config)
         rules = TrackConfig(
             axes=max(1, config.axes),
             apart=config.reach,
@@ -101,9 +103,10 @@ class StaticDynamicMemory(Memory):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of both layers, of the tracks and of what the motion filter remembers."""
+        """Bytes of the layers, of the tracks and of what the motion filter remembers."""
         before = sum(part.nbytes for part in self._before)
-        return self._static.nbytes + self._ring.nbytes + self._tracks.nbytes + before
+        parts = (self._static, self._window, self._ring, self._tracks)
+        return sum(part.nbytes for part in parts) + before
 
     @property
     def tracks(self) -> Tracks:
@@ -155,8 +158,10 @@ class StaticDynamicMemory(Memory):
 
         carved = 0
         if view is not None:
-            carved = self._static.carve(view.depth, view.intrinsics, view.pose)
-        found = self._static.find(feature, places)
+            stand = torch.cat([self._static.held["position"], self._window.held["position"]])
+            through, rows = self._static.seen_through(stand, view), len(self._static)
+            carved = self._static.carve(through[:rows]) + self._window.carve(through[rows:])
+        found = None if config.axes == 3 else self._static.find(feature, places)
         cue = said_odds(said) if said is not None else self._cue(found, places, time, view)
         odds = filtered(self._odds_before(places), cue, passed)
         odds, track, resting = self._follow(places, odds, time)
@@ -171,10 +176,8 @@ class StaticDynamicMemory(Memory):
             "source": torch.full((len(feature),), source, dtype=torch.int32),
             "time": torch.full((len(feature),), time, dtype=torch.float64),
         }
-        held_before = len(self._static)
-        if config.axes == 3:
-            stays = {name: column[~dynamic] for name, column in table.items()}
-            self._static.add(stays, found.row[~dynamic])
+        held_before = len(self._static) + len(self._window)
+        if found is None:
             self._settle(torch.isin(self._ring.held["track"], resting))
         else:
             self._learn(table, found, dynamic, min(passed, _LONGEST))
@@ -182,8 +185,12 @@ class StaticDynamicMemory(Memory):
         self._ring.add(feature[dynamic][moving], places[dynamic][moving],
                        velocity[dynamic][moving], time, source, track[dynamic][moving])  # fmt: skip
         self._before = (places, odds) if config.axes else self._before
-        merged = int((~dynamic).sum()) - max(0, len(self._static) - held_before)
-        dropped = self._make_room()
+        rows, dropped = self._room()
+        if found is None:
+            self._look({name: column[~dynamic] for name, column in table.items()}, rows, passed)
+        held_now = len(self._static) + len(self._window)
+        merged = int((~dynamic).sum()) - max(0, held_now - held_before)
+        dropped += self._static.shrink(rows - len(self._window))
         self._writes, self._last = self._writes + 1, time
         self.motion = torch.empty_like(odds).index_copy(0, order, torch.sigmoid(odds))
         return WriteReport(self.nbytes, merged=max(0, merged), dropped=dropped + carved)
@@ -218,9 +225,9 @@ class StaticDynamicMemory(Memory):
             raise ValueError("a view is for positions in the world")
         return places
 
-    def _cue(self, found: Found, places: Tensor, time: float, view: View | None) -> Tensor:
+    def _cue(self, found: Found | None, places: Tensor, time: float, view: View | None) -> Tensor:
         """Log odds of motion from this write alone, ``(N,)``."""
-        if self.config.axes != 3:
+        if found is not None:
             return cue_of(found.explained)
         if view is None:
             return torch.full((len(places),), -SURE)
@@ -282,6 +289,13 @@ class StaticDynamicMemory(Memory):
             of = static.find(self._ring.held["feature"], self._ring.held["position"]).row
             self._settle(torch.isin(of, proven))
 
+    def _look(self, looks: dict[str, Tensor], rows: int, passed: float) -> None:
+        """Take up what stands in the world: by way of the window, as far as there is one."""
+        leaving = self._window.renew(looks, self._window.room(rows, len(looks["mass"])))
+        row, _ = self._static.nearest(leaving["position"])
+        self._window.compare(leaving, row, self._static.held, passed)
+        self._static.add(leaving, row)
+
     def _settle(self, rows: Tensor) -> None:
         """Bring tokens of the ring, ``(n,)`` bool, over to the static layer."""
         if not bool(rows.any()):
@@ -296,23 +310,30 @@ class StaticDynamicMemory(Memory):
         table["mass"] = (row < 0).float() if self.config.axes != 3 else torch.ones(count)
         self._static.add(table, row)
 
-    def _make_room(self) -> int:
-        """Keep to the budget: the static layer has all that is left by what moves; how many go."""
+    def _room(self) -> tuple[int, int]:
+        """How many rows there are for what stands, which has all that what moves leaves it.
+
+        What moves is cut to its share; how much of it went comes second.
+        """
         total = self.budget.bytes
         if sum(part.nbytes for part in self._before) > total // _ASIDE:
             self._before = torch.zeros(0, self.config.axes), torch.zeros(0)
-        left = total - (self.nbytes - self._static.nbytes - self._ring.nbytes)
+        left = total - self._tracks.nbytes - sum(part.nbytes for part in self._before)
         share = min(left, int(total * self.config.dynamic_share))
         dropped = self._ring.shrink(share // self._ring_row)
-        left -= self._ring.nbytes
-        return dropped + self._static.shrink(left // self.config.row_bytes)
+        return (left - self._ring.nbytes) // self.config.row_bytes, dropped
 
     # ------------------------------------------------------------------ reading
 
     def snapshot(self) -> StaticDynamicSnapshot:
         """Give an immutable view; columns, once made, never change."""
         return StaticDynamicSnapshot(
-            self.config, self._static.voxel, self._static.held, self._ring.held, self._last
+            self.config,
+            self._static.voxel,
+            self._static.held,
+            self._window.held,
+            self._ring.held,
+            self._last,
         )
 
     def fuse(
@@ -341,12 +362,13 @@ class StaticDynamicMemory(Memory):
         state = {
             "config": self.config.fingerprint(),
             "writes": torch.tensor([self._writes, self._static.grown]),
+            "looks": self._window.sums.clone(),
             "last": torch.tensor(self._last, dtype=torch.float64),
             "before.place": self._before[0].clone(),
             "before.odds": self._before[1].clone(),
         }
-        parts = {"static": self._static.held, "ring": self._ring.held,
-                 "tracks": self._tracks.state_dict()}  # fmt: skip
+        parts = {"static": self._static.held, "window": self._window.held,
+                 "ring": self._ring.held, "tracks": self._tracks.state_dict()}  # fmt: skip
         return state | {
             f"{part}.{name}": column.clone()
             for part, held in parts.items()
@@ -367,14 +389,17 @@ class StaticDynamicMemory(Memory):
             other._writes, other._static.grown = state["writes"].tolist()
             other._last = float(state["last"])
             other._before = state["before.place"].clone(), state["before.odds"].clone()
-            static, ring = other._static, other._ring
+            other._window.sums = state["looks"].clone()
+            static, window, ring = other._static, other._window, other._ring
             static.held = {name: state[f"static.{name}"].clone() for name in static.held}
+            window.held = {name: state[f"window.{name}"].clone() for name in window.held}
             ring.held = {name: state[f"ring.{name}"].clone() for name in ring.held}
             named = other._tracks.state_dict()
             other._tracks.load_state_dict({name: state[f"tracks.{name}"] for name in named})
         except KeyError as error:
             raise ValueError(f"the state holds no {error}; it is incomplete") from error
         rows = {"static": config.columns(len(other._static)),
+                "window": config.columns(len(other._window)),
                 "ring": Ring.columns(len(other._ring), config.token_dim, config.axes)}  # fmt: skip
         for part, expected in rows.items():
             for name, column in expected.items():

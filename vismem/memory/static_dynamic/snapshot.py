@@ -26,6 +26,8 @@ _NARROW = 0.75  # width of the kernel, at least
 _SHARP = 0.375  # difference of distances that makes one layer 2.7 times as likely
 _AGEING = 1.875  # that a second adds to the distance of what moves
 _CLOSER = 0.6  # a static mean is this much nearer to what it stands for than its distance says
+_LOOK = 1.5  # width of the kernel over the newest looks
+_DOUBT = 0.1  # weight of the mean beside them
 _ALIKE = 0.1  # width of the kernel over cosines, where there are no positions
 
 
@@ -56,6 +58,7 @@ class StaticDynamicSnapshot:
         config: Of the memory.
         voxel: Side of a static cell.
         static: Columns of the static layer.
+        window: Columns of the newest looks at what stands.
         ring: Columns of the dynamic layer.
         time: Of the newest write, in seconds.
     """
@@ -65,11 +68,14 @@ class StaticDynamicSnapshot:
         config: StaticDynamicConfig,
         voxel: float,
         static: Mapping[str, Tensor],
+        window: Mapping[str, Tensor],
         ring: Mapping[str, Tensor],
         time: float,
     ):
         proven = static["count"] > 0
-        self._static = {name: column[proven] for name, column in static.items()}
+        self._means = int(proven.sum())  # rows before those of the window
+        self._static = {name: torch.cat([column[proven], window[name]])
+                        for name, column in static.items()}  # fmt: skip
         self._ring, self._config, self._voxel, self._time = ring, config, voxel, time
 
     def read(
@@ -174,8 +180,14 @@ class StaticDynamicSnapshot:
         if (positions is None) if self._config.axes else (query is None):
             raise ValueError("fuse needs positions, or a query where the memory has none")
         kv = self.kv(time)
-        still, still_away = self._layer(kv, ~kv.dynamic, query, positions, time, k)
+        number = torch.arange(len(kv.dynamic))
+        still, still_away = self._layer(kv, number < self._means, query, positions, time, k)
         moving, moving_away = self._layer(kv, kv.dynamic, query, positions, time, k)
+        recent = ~kv.dynamic & (number >= self._means)
+        if positions is not None and bool(recent.any()):
+            look, near, trust = self._window(kv, recent, positions, k)
+            still = torch.lerp(still, look, trust[:, None])
+            still_away = torch.minimum(still_away, near)
         if not len(kv.dynamic):
             return still if query is None else query.float()
         sharp = _SHARP * self._config.voxel if self._config.axes else _ALIKE / 2
@@ -242,6 +254,18 @@ class StaticDynamicSnapshot:
         if positions is not None:
             fit = fit * (-(self._distances(kv, positions, time) / self._width()).square()).exp()
         return fit
+
+    def _window(
+        self, kv: KV, of: Tensor, positions: Tensor, k: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the newest looks say, ``(M, D)``, how far the nearest is, and how much it counts."""
+        away = torch.cdist(positions.float(), kv.positions[of])
+        near = away.topk(min(k, away.shape[1]), largest=False)
+        weight = (-(near.values / (_LOOK * self._config.voxel)).square()).exp()
+        share = (-(near.values / (_LOOK * self._config.voxel)).square()).softmax(1)
+        look = (share[:, None] @ kv.values[of][near.indices])[:, 0]
+        total = weight.sum(1)
+        return look, near.values[:, 0], total / (total + _DOUBT)
 
     def _layer(
         self,

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from vismem.geometry import depth_sigma, project
 from vismem.memory.static_dynamic.config import StaticDynamicConfig
+from vismem.memory.static_dynamic.motion_cue import View
 
 __all__ = ["Found", "StaticStore"]
 
@@ -91,7 +92,7 @@ class StaticStore:
         return key
 
     def find(self, features: Tensor, positions: Tensor) -> Found:
-        """Look tokens up.
+        """Look tokens up by place and look; in the world a place is enough: see `nearest`.
 
         Args:
             features: ``(N, D)`` float32.
@@ -99,7 +100,7 @@ class StaticStore:
         """
         count, keys = len(features), self.keys(positions)
         if self.config.axes == 3:
-            row, _ = self._nearest(positions)
+            row, _ = self.nearest(positions)
             return Found(row, torch.zeros(count), (row >= 0).float())
         ordered, order = self.held["key"].sort(stable=True)
         start = torch.searchsorted(ordered, keys)
@@ -122,11 +123,11 @@ class StaticStore:
         explained = explained.masked_fill(rows == 0, 1.0)
         return Found(row, residual, explained)
 
-    def _nearest(self, positions: Tensor, *, other: bool = False) -> tuple[Tensor, Tensor]:
+    def nearest(self, positions: Tensor, *, other: bool = False) -> tuple[Tensor, Tensor]:
         """Row nearest to each position, ``(N,)``, -1 where none is within a cell, and its distance.
 
         Args:
-            positions: ``(N, 3)``.
+            positions: ``(N, 3)`` metres.
             other: That they are those of the rows themselves, and each is to find another one.
         """
         ordered, order = self.keys(self.held["position"]).sort(stable=True)
@@ -214,43 +215,38 @@ class StaticStore:
         self._keep(keep)
         return now
 
-    def carve(
-        self, depth: np.ndarray, intrinsics: np.ndarray, pose: np.ndarray, least: float = 0.15
-    ) -> int:
-        """Take weight from voxels that a camera sees through; those of none are gone.
-
-        A voxel is seen through where even the nearest of 3 x 3 pixels is well behind it: a single
-        pixel would take away what is seen at a grazing angle. An unknown pixel lets nothing go.
-
-        Args:
-            depth: ``(H, W)`` metres, 0 or NaN where unknown.
-            intrinsics: ``(3, 3)`` pixels.
-            pose: ``(4, 4)`` camera-to-world.
-            least: Metres that the surface has to be behind, at least.
-
-        Returns:
-            How many voxels are gone.
-        """
-        pixel, z = project(self.held["position"].double().numpy(), intrinsics, pose)
-        height, width = depth.shape
-        u, v = (np.where(np.isfinite(p), np.rint(p), -1).astype(np.int64) for p in pixel.T)
-        inside = (u >= 1) & (v >= 1) & (u < width - 1) & (v < height - 1)
-        around = np.arange(-1, 2)
-        rows = v[inside][:, None, None] + around[:, None]
-        nearest = np.nan_to_num(depth[rows, u[inside][:, None, None] + around], posinf=0.0)
-        nearest = nearest.min((1, 2))
-        margin = np.maximum(max(least, 1.5 * self.voxel), 3 * depth_sigma(nearest))
-        through = np.zeros(len(z), bool)
-        through[inside] = nearest > z[inside] + margin
-        if not through.any():
-            return 0
-        mass = self.held["mass"]
-        less = mass.clamp_max(_MOST_CARVED) - _SEEN_THROUGH
-        mass = torch.where(torch.from_numpy(through), less, mass)
+    def carve(self, through: Tensor) -> int:
+        """Take weight from the rows of a mask ``(n,)`` bool; those of none are gone; how many."""
+        less = self.held["mass"].clamp_max(_MOST_CARVED) - _SEEN_THROUGH
+        mass = torch.where(through, less, self.held["mass"])
         self.held = self.held | {"mass": mass}
         before = len(self)
         self._keep(mass > 0)
         return before - len(self)
+
+    def seen_through(self, positions: Tensor, view: View, least: float = 0.15) -> Tensor:
+        """Which places a camera sees through, ``(N,)`` bool.
+
+        Those where even the nearest of 3 x 3 pixels is well behind: a single pixel would take away
+        what is seen at a grazing angle. An unknown pixel lets nothing go.
+
+        Args:
+            positions: ``(N, 3)`` metres.
+            view: What the camera sees.
+            least: Metres that the surface has to be behind, at least.
+        """
+        pixel, z = project(positions.double().numpy(), view.intrinsics, view.pose)
+        height, width = view.depth.shape
+        u, v = (np.where(np.isfinite(p), np.rint(p), -1).astype(np.int64) for p in pixel.T)
+        inside = (u >= 1) & (v >= 1) & (u < width - 1) & (v < height - 1)
+        around = np.arange(-1, 2)
+        rows = v[inside][:, None, None] + around[:, None]
+        nearest = np.nan_to_num(view.depth[rows, u[inside][:, None, None] + around], posinf=0.0)
+        nearest = nearest.min((1, 2))
+        margin = np.maximum(max(least, 1.5 * self.voxel), 3 * depth_sigma(nearest))
+        through = np.zeros(len(z), bool)
+        through[inside] = nearest > z[inside] + margin
+        return torch.from_numpy(through)
 
     # ------------------------------------------------------------------ bounds
 
@@ -298,7 +294,7 @@ class StaticStore:
 
     def _pairs(self, most: int) -> Tensor:
         """Which rows are to be one, ``(n,)`` int64 from 0 on: pairs nearest to each other."""
-        row, away = self._nearest(self.held["position"], other=True)
+        row, away = self.nearest(self.held["position"], other=True)
         own = torch.arange(len(row))
         first = ((row > own) & (row[row] == own)).nonzero()[:, 0]
         first = first[away[first].argsort(stable=True)[:most]]
