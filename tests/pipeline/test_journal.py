@@ -45,7 +45,7 @@ def test_a_log_as_large_as_the_budget_is_due(begin, budget: int, full: int) -> N
     again.store.close()
 
 
-def test_many_frames_are_due_and_so_is_what_is_gone(begin) -> None:
+def test_many_frames_are_due(begin) -> None:
     journal = begin()
     for number in range(COMMIT_RECORDS):
         assert not journal.due(2**40)
