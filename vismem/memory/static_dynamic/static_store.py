@@ -88,7 +88,7 @@ class StaticStore:
         """Number of the cell of each position, ``(N,)`` int64."""
         key = torch.zeros(len(positions), dtype=torch.int64)
         for cell in (positions.double() / self.voxel).floor().long().T:
-            key = key * (2 * _HALF) + (cell.clamp(-_HALF, _HALF - 1) + _HALF)
+            key = key * (2 * _HALF) + (cell.clamp(1 - _HALF, _HALF - 2) + _HALF)
         return key
 
     def find(self, features: Tensor, positions: Tensor) -> Found:
@@ -137,7 +137,6 @@ class StaticStore:
         middle = self.keys(positions)[:, None] + (step[:, None] * 2 * _HALF + step).flatten()
         first = torch.searchsorted(ordered, middle - 1).flatten()
         sizes = torch.searchsorted(ordered, middle + 1, right=True).flatten() - first
-        sizes = sizes.clamp_min(0)  # at the end of the world
         of = (torch.arange(len(sizes)) // 9).repeat_interleave(sizes)
         at = torch.arange(len(of)) + (first - sizes.cumsum(0) + sizes).repeat_interleave(sizes)
         away = (positions[of] - held[at]).norm(dim=1)
