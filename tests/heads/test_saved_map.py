@@ -78,9 +78,11 @@ def test_other_settings_are_named(saved):
             SavedMap(saved.path, settings).load(MovingMap("8MB"))
 
 
-def test_a_state_that_no_map_of_today_takes_is_told(saved, scene, monkeypatch):
-    state = scene.state_dict()
-    del state["detector.sizes"]
+@pytest.mark.parametrize("other", [{"detector.sizes": None}, {"ring.0.ids": None}, {"new.part": 1}])
+def test_a_state_that_no_map_of_today_takes_is_told(saved, scene, monkeypatch, other):
+    state = scene.state_dict() | {name: torch.ones(1) for name in other}
+    for name in [name for name, value in other.items() if value is None]:
+        del state[name]
     monkeypatch.setattr(scene, "state_dict", lambda: state)
     saved.save(scene, MapProgress())
     with pytest.raises(StoreError, match="another version of vismem"):

@@ -120,7 +120,7 @@ class SavedMap:
                 )
         try:
             scene.load_state_dict(state)
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise StoreError(
                 f"{self.path} is of another version of vismem ({error}); {start_anew}"
             ) from error
