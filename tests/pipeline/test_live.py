@@ -129,3 +129,10 @@ def test_what_is_no_id_finds_nothing(id: str, make) -> None:
     memory = fill(make(), range(2))
     assert thumbnail(memory, "m0.0") is not None
     assert thumbnail(memory, id) is None
+
+
+def test_what_is_claimed_is_up_to_the_threshold(make) -> None:
+    memory = fill(make(), range(12))
+    best = max(moment.score for moment in memory.ask("a cat", threshold=0.01).moments)
+    assert not memory.ask("a cat", threshold=best - 0.01).abstained
+    assert memory.ask("a cat", threshold=best + 0.01).abstained
