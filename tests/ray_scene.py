@@ -57,10 +57,11 @@ def looking_at(eye: Sequence[float], target: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class World:
-    """A floor at z = 0 and what stands on it."""
+    """A floor at z = 0 and what stands on it, with a wavy pattern of so many levels on all."""
 
     things: tuple[Thing, ...] = ()
     floor: str = "gray"
+    pattern: float = 0.0
 
     def render(
         self,
@@ -76,12 +77,15 @@ class World:
         matrix = camera(*size, focal)
         rays = pixel_rays(*size, matrix) @ pose[:3, :3].T
         depth, normal, color = _floor(rays, pose[:3, 3], COLORS[self.floor])
+        color = color + self.pattern * _waves(pose[:3, 3] + rays * depth[..., None])
         for thing in self.things:
             hit, facing = _hit(thing, rays, pose[:3, 3])
             nearer = hit < depth
             depth = np.where(nearer, hit, depth)
             normal = np.where(nearer[..., None], facing, normal)
-            color = np.where(nearer[..., None], COLORS[thing.color], color)
+            places = _own(pose[:3, 3] + rays * np.where(nearer, hit, 0)[..., None], thing)
+            own = COLORS[thing.color] + self.pattern * _waves(places)
+            color = np.where(nearer[..., None], own, color)
         shade = 0.55 + 0.45 * np.clip(normal @ LIGHT, 0, 1)
         image = np.clip(color * shade[..., None], 0, 255).astype(np.uint8)
         depth = np.where(np.isfinite(depth), depth, 0.0)
@@ -89,6 +93,18 @@ class World:
             generator = np.random.default_rng(seed)
             depth = np.where(depth > 0, depth + generator.normal(0, noise, depth.shape), 0.0)
         return Frame(image, timestamp, pose=pose, depth=depth.astype(np.float32), intrinsics=matrix)
+
+
+def _waves(places: np.ndarray) -> np.ndarray:
+    """Some waves, 20 to 50 cm long, of three colours."""
+    pitch = np.array([[21.0, 13, 17], [-12, 25, 9], [16, -8, 30]])
+    return np.sin(np.where(np.isfinite(places), places, 0) @ pitch.T + [0, 1, 2])
+
+
+def _own(points: np.ndarray, thing: Thing) -> np.ndarray:
+    """Points in a thing's own axes."""
+    c, s = np.cos(thing.turn), np.sin(thing.turn)
+    return (points - thing.at) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
 
 def _floor(rays: np.ndarray, eye: np.ndarray, color: tuple[int, int, int]) -> tuple:

@@ -12,7 +12,8 @@ from ray_scene import Thing, World, camera, looking_at
 from vismem.geometry import rigid, unproject
 from vismem.memory.tsdf.blocks import SIDE, BlockPool, pack, unpack
 from vismem.memory.tsdf.fuse import FuseConfig, View, fuse, in_view
-from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
+from vismem.memory.tsdf.motion import MotionDetector
+from vismem.memory.tsdf.motion_config import MotionConfig
 from vismem.memory.tsdf.surface import AIR, SOLID, UNSEEN, extract, occupancy
 
 EYE = looking_at((0, -1.6, 1.3), (0, 0, 0.2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ray_scene import Thing, World, camera, looking_at
 
-from vismem.memory.tsdf.convex import convex_parts, shifted_parts
+from vismem.memory.tsdf.convex import Parts, shifted
 from vismem.memory.tsdf.motion import MotionDetector
 
 SIZE = (160, 120)
@@ -28,7 +28,8 @@ def pixels_of(thing: Thing, *rest: Thing) -> np.ndarray:
 
 @pytest.mark.parametrize("noise", [0.0, 0.003, 0.006])
 def test_things_on_a_floor_are_parts_of_their_own(noise: float) -> None:
-    parts, normal = convex_parts(depth_of(ONE, OTHER, noise=noise), CAMERA)
+    split = Parts.of(depth_of(ONE, OTHER, noise=noise), CAMERA)
+    parts, normal = split.number, split.normal
     numbers = []
     for thing, rest in ((ONE, OTHER), (OTHER, ONE)):
         own = pixels_of(thing, rest)
@@ -49,7 +50,7 @@ def test_a_thing_that_the_picture_cuts_is_not_joined_to_what_is_behind() -> None
     wall = Thing("box", "gray", (0.0, 1.2, 1.0), (6.0, 0.1, 2.0))
     own = pixels_of(cut, wall)
     assert own[:, -1].any() and own.sum() > 300
-    parts, _ = convex_parts(depth_of(cut, wall), CAMERA)
+    parts = Parts.of(depth_of(cut, wall), CAMERA).number
     found = np.bincount(parts[own])
     found[0] = 0
     assert found.max() > 0.95 * (parts == found.argmax()).sum() > 100
@@ -57,39 +58,41 @@ def test_a_thing_that_the_picture_cuts_is_not_joined_to_what_is_behind() -> None
 
 @pytest.mark.parametrize("depth", [np.zeros((60, 80)), np.full((60, 80), 2.0), np.eye(60, 80)])
 def test_pictures_without_things_have_none(depth: np.ndarray) -> None:
-    parts, normal = convex_parts(depth.astype(np.float32), CAMERA / 2)
-    assert parts.shape == depth.shape and np.isfinite(normal).all()
+    split = Parts.of(depth.astype(np.float32), CAMERA / 2)
+    parts = split.number
+    assert parts.shape == depth.shape and np.isfinite(split.normal).all()
     assert not parts[depth == 0].any() and parts.max() <= 1
+    assert len(split.area) == 1 + parts.max() and not split.whole(np.zeros(len(split.area))).any()
 
 
-def shifted(off: np.ndarray, **other) -> np.ndarray:
+def found_by(off: np.ndarray, **other) -> np.ndarray:
     given = {"rested": np.zeros(off.shape, bool), "shift": 0.015, "largest": 1.0, "resting": 0.2}
     given |= other
-    rested = given.pop("rested")
-    return shifted_parts(depth_of(ONE, OTHER), CAMERA, EYE, off, rested, **given)
+    rested, largest = given.pop("rested"), given.pop("largest")
+    parts = Parts.of(depth_of(ONE, OTHER), CAMERA)
+    return parts.whole(shifted(parts, EYE, off, rested, **given) & parts.things(largest))
 
 
 def front_of(thing: Thing, *rest: Thing) -> np.ndarray:
     """Pixels of the face that looks most towards the camera."""
     own = pixels_of(thing, *rest)
-    _, normal = convex_parts(depth_of(thing, *rest, noise=0), CAMERA)
-    world = normal @ EYE[:3, :3].T
+    world = Parts.of(depth_of(thing, *rest, noise=0), CAMERA).normal @ EYE[:3, :3].T
     return own & (world[..., 1] < -0.8)
 
 
 @pytest.mark.parametrize("way", [-0.02, 0.02])
 def test_one_face_that_shifted_tells_of_the_whole_thing(way: float) -> None:
     off = np.random.default_rng(0).normal(0, 0.004, (SIZE[1], SIZE[0]))
-    assert not shifted(off).any()
+    assert not found_by(off).any()
     off[front_of(ONE, OTHER)] += way
-    found, own = shifted(off), pixels_of(ONE, OTHER)
+    found, own = found_by(off), pixels_of(ONE, OTHER)
     assert found[own].mean() > 0.9 and found[~own].mean() < 0.02
-    assert not shifted(off, shift=0.03).any() and not shifted(off, largest=0.02).any()
+    assert not found_by(off, shift=0.03).any() and not found_by(off, largest=0.02).any()
     lain = np.zeros(off.shape, bool)
     lain[own] = np.arange(own.sum()) % 2
-    assert not shifted(off, rested=lain).any()
+    assert not found_by(off, rested=lain).any()
     off[front_of(ONE, OTHER)] = np.inf  # the map has nothing there
-    assert not shifted(off).any()
+    assert not found_by(off).any()
 
 
 def test_a_face_that_is_uneven_has_not_shifted() -> None:
@@ -97,7 +100,7 @@ def test_a_face_that_is_uneven_has_not_shifted() -> None:
     off = np.zeros((SIZE[1], SIZE[0]))
     face = front_of(ONE, OTHER)
     off[face] = np.where(np.arange(face.sum()) % 3, 0.05, -0.04)
-    assert off[face].mean() > 0.015 and not shifted(off).any()
+    assert off[face].mean() > 0.015 and not found_by(off).any()
 
 
 def test_what_comes_slowly_is_found() -> None:

@@ -28,7 +28,8 @@ from vismem.geometry import check_intrinsics, is_pose, unproject
 from vismem.memory.static_dynamic.memory import StaticDynamicConfig, StaticDynamicMemory
 from vismem.memory.tracks import NO_TRACK, TrackConfig, Tracks
 from vismem.memory.tsdf.fuse import FuseConfig
-from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
+from vismem.memory.tsdf.motion import MotionDetector
+from vismem.memory.tsdf.motion_config import MotionConfig
 
 __all__ = ["MOST_REGIONS", "MotionWatch", "Moving"]
 
@@ -211,7 +212,8 @@ class _DepthCamera:
             self._detector.reset()
             self._tracks.reset()
         began = self._detector.frames
-        _, soft = self._detector.step(depth, intrinsics, frame.pose, time)
+        image = np.ascontiguousarray(frame.image[::every, ::every])
+        _, soft = self._detector.step(depth, intrinsics, frame.pose, time, image)
         look = self._detector.look
         assert look is not None
         if look.status != "fused" or began < LEARN_FRAMES:
@@ -228,7 +230,7 @@ class _DepthCamera:
                 continue
             y, x = v[ids == number], u[ids == number]
             box = x.min() / width, y.min() / height, (x.max() + 1) / width, (y.max() + 1) / height
-            pixels = frame.image[::every, ::every][y, x]
+            pixels = image[y, x]
             where = np.median(places[y, x], axis=0)
             found.append(_region(first[number], number, box, soft[y, x].mean(), where, pixels))
         return _gather(found)

@@ -25,7 +25,8 @@ from vismem.geometry import check_intrinsics, is_pose, pixel_rays
 from vismem.heads.ply import write_ply
 from vismem.memory.base import Budget
 from vismem.memory.tracks import TrackConfig, Tracks
-from vismem.memory.tsdf.motion import MotionConfig, MotionDetector
+from vismem.memory.tsdf.motion import MotionDetector
+from vismem.memory.tsdf.motion_config import MotionConfig
 from vismem.memory.tsdf.surface import SOLID, Surface, extract, occupancy
 from vismem.store.disk import write_file
 

@@ -8,7 +8,7 @@ its place for some seconds becomes part of the room again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
@@ -18,67 +18,19 @@ from torch import Tensor
 from vismem.geometry import check_intrinsics, is_pose
 from vismem.memory.base import Budget
 from vismem.memory.tsdf.blocks import SIDE, BlockPool, unpack
-from vismem.memory.tsdf.convex import shifted_parts
+from vismem.memory.tsdf.convex import Parts, jumps, shifted
 from vismem.memory.tsdf.evidence import carried, distances, hits
-from vismem.memory.tsdf.fuse import MOVING, RESTING, FuseConfig, View, fuse, in_view
+from vismem.memory.tsdf.fuse import MOVING, RESTING, View, fuse, in_view
+from vismem.memory.tsdf.motion_config import MotionConfig
 from vismem.memory.tsdf.register import LEAST, Fit, PoseNoise, moved, register, stride
+from vismem.memory.tsdf.scene_flow import Glance, Glances, slid_and_stood
 
-__all__ = ["Look", "MotionConfig", "MotionDetector"]
+__all__ = ["Look", "MotionDetector"]
 
 DOUBT = 0.5  # of how wrong poses are, in metres at 3 m, that is left after registration
 SETTLED = 0.01  # metres from where the map has a surface, that it lies there
 RIM = 0.1  # metres that a mask's rim may lie behind its core
-
-
-@dataclass(frozen=True)
-class MotionConfig:
-    """What counts as motion.
-
-    Args:
-        fuse: Sizes of the map.
-        seen_through: Looks through a voxel after which it is empty.
-        empty_around: Of the 27 voxels around a point, that are empty where it moves for certain.
-        strong: Share of a component that must move for certain.
-        least_pixels: Of a component, in a picture of 320 by 240.
-        rested: Share of a component that must lie where something has been for `FuseConfig.rest`
-            seconds, before it counts as part of the room.
-        shift: Metres that a surface must lie before or behind where the map knows it, as the mean
-            of a window, to have moved.
-        window: Side of that window, in pixels of half the picture.
-        sure: Looks that the map must be the mean of there.
-        thing_shift: The same for a whole face of a thing.
-        largest: Square metres of a thing.
-        resting: Share of a thing that may have lain in its place for long.
-        settled: Looks after which a surface that lies where the map has it does not move.
-        most_shifted: Share of the picture beyond which it is the pose that shifted.
-        carry: What was believed of a surface holds in the next frame where it moved by no more, in
-            metres of depth.
-        fade: Share of that belief that is left each frame.
-        register: Whether each picture is brought onto the map before it is compared.
-        agree: Share of the pixels that the map knows something of, that must lie on its surface;
-            below it the pose is lost.
-        patience: Lost frames after which the map is begun anew.
-    """
-
-    fuse: FuseConfig = field(default_factory=FuseConfig)
-    seen_through: int = 6
-    empty_around: int = 20
-    strong: float = 0.25
-    least_pixels: int = 60
-    rested: float = 0.9
-    shift: float = 0.045
-    window: int = 9
-    sure: int = 2
-    thing_shift: float = 0.015
-    largest: float = 1.0
-    resting: float = 0.2
-    settled: int = 3
-    most_shifted: float = 0.3
-    carry: float = 0.06
-    fade: float = 0.95
-    register: bool = True
-    agree: float = 0.25
-    patience: int = 30
+EDGE = 0.06, 0.01  # metres between pixels, and for the square of each metre, that part things
 
 
 @dataclass(frozen=True)
@@ -134,6 +86,7 @@ class MotionDetector:
         self.poses = PoseNoise()
         self.look: Look | None = None
         self._view: View | None = None
+        self._glances = Glances()
         self._belief: np.ndarray = np.zeros((0, 0), np.float32)
         self._mask: np.ndarray = np.zeros((0, 0), bool)
         self.reset()
@@ -146,7 +99,7 @@ class MotionDetector:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the map."""
+        """Bytes of the map; the last pictures, which it is compared with, are not counted."""
         return self.pool.nbytes
 
     def step(
@@ -164,7 +117,7 @@ class MotionDetector:
             intrinsics: ``(3, 3)`` pixels.
             pose: ``(4, 4)`` camera-to-world.
             time: Seconds, not before the last frame.
-            color: ``(H, W, 3)`` uint8 RGB, for the map.
+            color: ``(H, W, 3)`` uint8 RGB, for the map and for what moves along its own faces.
 
         Returns:
             ``(H, W)`` bool mask of what moves, and ``(H, W)`` float32 how likely each pixel does.
@@ -190,7 +143,8 @@ class MotionDetector:
             fit = register(self.pool.voxels, view, still, self.config.fuse, self.poses)
             own = fit.motion - self.poses.mean
             view = replace(view, pose=moved(given, own[:3], own[3:]))
-        weak, strong, rested = self._evidence(view)
+        now = Glance.of(time, view) if view.color.size else None
+        weak, strong, rested = self._evidence(view, now)
         if fit is not None and self._disagrees(fit, weak, view):
             self.lost += 1
             if self.lost < self.config.patience:
@@ -211,6 +165,8 @@ class MotionDetector:
         self.frames += 1
         self.time = time
         self._view = view
+        if now is not None:
+            self._glances.add(replace(now, pose=view.pose))
         mask = self._mask = label == MOVING
         self.look = Look(mask, soft, core, view.pose, status, fit, refused, given_up)
         return mask, soft
@@ -235,6 +191,7 @@ class MotionDetector:
         self.frames = self.lost = 0
         self.poses = PoseNoise()
         self._view = None
+        self._glances = Glances()
         self._belief = np.zeros((0, 0), np.float32)
         self._mask = np.zeros((0, 0), bool)
 
@@ -246,6 +203,7 @@ class MotionDetector:
         numbers = [self.time, *self.poses.mean, *self.poses.variance]
         state["numbers"] = torch.tensor(numbers, dtype=torch.float64)
         state["sizes"] = self._sizes()
+        state |= {f"glances.{name}": held for name, held in self._glances.state_dict().items()}
         if self._view is not None:
             view = self._view
             for name in ("depth", "camera", "pose"):
@@ -266,10 +224,13 @@ class MotionDetector:
             raise ValueError(f"the state holds no {missing}; it is incomplete")
         if not torch.equal(state["sizes"], self._sizes()):
             raise ValueError("the state is of another configuration")
-        prefix = "pool."
-        self.pool.load_state_dict(
-            {name[len(prefix) :]: c for name, c in state.items() if name.startswith(prefix)}
-        )
+        parts: dict[str, dict[str, Tensor]] = {"pool": {}, "glances": {}}
+        for name, column in state.items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                parts[part][rest] = column
+        self.pool.load_state_dict(parts["pool"])
+        self._glances.load_state_dict(parts["glances"])
         self.look, self._view = None, None
         self.frames, self.lost, self.poses.frames = state["counts"].tolist()
         numbers = state["numbers"].numpy()
@@ -294,7 +255,9 @@ class MotionDetector:
             return 1
         return int(min(np.floor(time * 10 + 1e-6) - np.floor(self.time * 10 + 1e-6), 10))
 
-    def _evidence(self, view: View) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _evidence(
+        self, view: View, now: Glance | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels that may move, those that do for certain, and those that rest, ``(H, W)`` each."""
         config, voxels, voxel = self.config, self.pool.voxels, self.config.fuse.voxel
         around, rested = hits(
@@ -309,7 +272,7 @@ class MotionDetector:
         inside = np.repeat(np.repeat(around[::2, ::2] >= config.empty_around, 2, 0), 2, 1)
         inside = (inside[: around.shape[0], : around.shape[1]] & (around > 0)).astype(np.uint8)
         strong = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
-        shifted, settled = self._shifted(view, rested)
+        shifted, settled = self._shifted(view, rested, now)
         strong |= shifted
         weak = (around > 0) | strong
         height, width = view.depth.shape
@@ -324,7 +287,9 @@ class MotionDetector:
         self._belief = belief
         return weak | (belief > 0.5), belief > 0.5, rested
 
-    def _shifted(self, view: View, rested: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _shifted(
+        self, view: View, rested: np.ndarray, now: Glance | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Surfaces a little before or behind where the map has them, and those that are there.
 
         Returns:
@@ -339,22 +304,35 @@ class MotionDetector:
         count = cv2.boxFilter(known, -1, window, normalize=False)
         total = cv2.boxFilter(distance * known, -1, window, normalize=False)
         over = (known > 0) & (count > config.window**2 / 2)
-        over &= np.abs(total) > config.shift * np.maximum(count, 1)
+        doubt = DOUBT * float(np.sqrt(self.poses.variance @ (9, 1)))
+        over &= np.abs(total) > (config.shift + doubt) * np.maximum(count, 1)
         if over.sum() > config.most_shifted * known.sum():
             over[:] = False  # it is the pose that shifted
         height, width = distance.shape
         sure = distances(*given, config.settled) * truncation
-        over |= shifted_parts(
-            np.ascontiguousarray(view.depth[::2, ::2][:height, :width]),
-            view.camera / 2,
+        parts = Parts.of(
+            np.ascontiguousarray(view.depth[::2, ::2][:height, :width]), view.camera / 2
+        )
+        things = shifted(
+            parts,
             view.pose,
             np.where(sure < 1.5 * truncation, sure, np.inf),
             rested[::2, ::2][:height, :width] > 0,
-            shift=config.thing_shift + DOUBT * float(np.sqrt(self.poses.variance @ (9, 1))),
-            largest=config.largest,
+            shift=config.thing_shift + doubt,
             resting=config.resting,
         )
-        there = np.abs(sure) < SETTLED
+        slid = stands = np.zeros(len(parts.area), bool)
+        then = None if now is None else self._glances.before(now)
+        if now is not None and then is not None:
+            moving = np.zeros(parts.depth.shape, bool)
+            if self._mask.shape == view.depth.shape:
+                moving = self._mask[::2, ::2][:height, :width]
+            slid, stands = slid_and_stood(
+                now, then, parts, moving, least=config.slide, deviations=config.sure_slide
+            )
+        over &= ~parts.whole(stands)
+        over |= parts.whole((slid | things & ~stands) & parts.things(config.largest))
+        there = (np.abs(sure) < SETTLED) | parts.whole(stands)
         size = view.depth.shape[::-1]
         whole = (cv2.resize(part.astype(np.uint8), size, interpolation=0) for part in (over, there))
         one, other = (part > 0 for part in whole)
@@ -371,7 +349,7 @@ class MotionDetector:
         core = np.zeros(depth.shape, bool)
         if not weak.any():
             return label, soft, core
-        inner = (weak & ~_edges(depth)).astype(np.uint8)
+        inner = (weak & ~jumps(depth, EDGE)).astype(np.uint8)
         count, parts, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
         area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
         flat = parts.ravel()
@@ -390,14 +368,3 @@ class MotionDetector:
         self._belief[~core] = 0
         soft = np.where(mask, np.maximum(0.5 + 0.5 * share[parts], 0.6), soft)
         return label, soft.astype(np.float32), core
-
-
-def _edges(depth: np.ndarray) -> np.ndarray:
-    """Pixels beside a jump in depth, ``(H, W)`` bool."""
-    edge = np.zeros(depth.shape, bool)
-    limit = 0.06 + 0.01 * depth**2
-    for one, two in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        over = np.abs(depth[one] - depth[two]) > np.minimum(limit[one], limit[two])
-        edge[one] |= over
-        edge[two] |= over
-    return edge
