@@ -9,7 +9,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vismem.memory.static_dynamic.motion_cue import View
+
 __all__ = ["StaticDynamicConfig"]
+
+_FARTHEST = 2**20  # cells from the origin
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,43 @@ class StaticDynamicConfig:
     def reach(self) -> float:
         """Distance of moving tokens from which on they are two things."""
         return 4 * self.voxel if self.apart is None else self.apart
+
+    def checked(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        motion: Tensor | None,
+        confidence: Tensor | None,
+        view: View | None,
+    ) -> Tensor:
+        """Refuse what does not fit into a `StaticDynamicMemory.write`, of which the arguments are.
+
+        Returns:
+            The places of the tokens, ``(N, axes)`` float32.
+
+        Raises:
+            ValueError: If something is of another shape, out of its range or not finite.
+        """
+        count = len(tokens)
+        if tokens.detach().abs().max() > torch.finfo(torch.float16).max:
+            raise ValueError("tokens are beyond float16; scale them down")
+        if (positions is None) != (self.axes == 0):
+            raise ValueError(f"positions must be {(count, self.axes)}, or none without axes")
+        places = torch.zeros(count, 0) if positions is None else positions.detach().float()
+        if places.shape != (count, self.axes) or not torch.isfinite(places).all():
+            raise ValueError(f"positions must be finite, {(count, self.axes)}")
+        if self.axes and places.abs().max() >= self.voxel * _FARTHEST:
+            raise ValueError(f"positions lie within {_FARTHEST} cells of the origin")
+        for name, value in (("motion", motion), ("confidence", confidence)):
+            if value is not None and (value.shape != (count,) or not torch.isfinite(value).all()):
+                raise ValueError(f"{name} must be finite, {(count,)}")
+        if motion is not None and not ((motion >= 0) & (motion <= 1)).all():
+            raise ValueError("motion is in 0 to 1")
+        if confidence is not None and not (confidence > 0).all():
+            raise ValueError("confidence is above 0")
+        if view is not None and self.axes != 3:
+            raise ValueError("a view is for positions in the world")
+        return places
 
     def columns(self, rows: int) -> dict[str, Tensor]:
         """Columns of a number of rows of the static layer."""

@@ -4,7 +4,8 @@ After the idea of Mem4D (Cai et al., 2025, https://arxiv.org/abs/2508.07908), wh
 not public: one memory cannot be both steady for what stands and quick for what moves. Here what
 stands is summed up in cells that grow rather than forget; what moves goes at full rate through a
 ring, with its track and velocity. What came to rest goes over to the static layer, and what is
-seen through leaves it.
+seen through leaves it. Where what stands looks different with the view, as to a network it does,
+the static layer keeps its newest looks beside the means, in a window of a size that it measures.
 
 Three modes, by the axes of the positions:
 
@@ -50,7 +51,6 @@ __all__ = ["KV", "StaticDynamicConfig", "StaticDynamicMemory", "StaticDynamicSna
 
 _ASIDE = 8  # parts of the budget of which tracks may take one, and the filter's memory another
 _LONGEST = 0.5  # seconds that one write may count as having passed
-_FARTHEST = 2**20  # cells from the origin
 
 
 class StaticDynamicMemory(Memory):
@@ -145,7 +145,7 @@ class StaticDynamicMemory(Memory):
         config = self.config
         check_write(tokens, time, config.token_dim, config.max_tokens,
                     self._last if self._writes else None)  # fmt: skip
-        places = self._checked(tokens, positions, motion, confidence, view)
+        places = config.checked(tokens, positions, motion, confidence, view)
         feature = tokens.detach().float()
         order = _canonical(feature, places)
         feature, places = feature[order], places[order]
@@ -194,36 +194,6 @@ class StaticDynamicMemory(Memory):
         self._writes, self._last = self._writes + 1, time
         self.motion = torch.empty_like(odds).index_copy(0, order, torch.sigmoid(odds))
         return WriteReport(self.nbytes, merged=max(0, merged), dropped=dropped + carved)
-
-    def _checked(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None,
-        motion: Tensor | None,
-        confidence: Tensor | None,
-        view: View | None,
-    ) -> Tensor:
-        """Refuse what does not fit; the places of the tokens, ``(N, axes)`` float32."""
-        config, count = self.config, len(tokens)
-        if tokens.detach().abs().max() > torch.finfo(torch.float16).max:
-            raise ValueError("tokens are beyond float16; scale them down")
-        if (positions is None) != (config.axes == 0):
-            raise ValueError(f"positions must be {(count, config.axes)}, or none without axes")
-        places = torch.zeros(count, 0) if positions is None else positions.detach().float()
-        if places.shape != (count, config.axes) or not torch.isfinite(places).all():
-            raise ValueError(f"positions must be finite, {(count, config.axes)}")
-        if config.axes and places.abs().max() >= config.voxel * _FARTHEST:
-            raise ValueError(f"positions lie within {_FARTHEST} cells of the origin")
-        for name, value in (("motion", motion), ("confidence", confidence)):
-            if value is not None and (value.shape != (count,) or not torch.isfinite(value).all()):
-                raise ValueError(f"{name} must be finite, {(count,)}")
-        if motion is not None and not ((motion >= 0) & (motion <= 1)).all():
-            raise ValueError("motion is in 0 to 1")
-        if confidence is not None and not (confidence > 0).all():
-            raise ValueError("confidence is above 0")
-        if view is not None and config.axes != 3:
-            raise ValueError("a view is for positions in the world")
-        return places
 
     def _cue(self, found: Found | None, places: Tensor, time: float, view: View | None) -> Tensor:
         """Log odds of motion from this write alone, ``(N,)``."""
