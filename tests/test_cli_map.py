@@ -17,6 +17,7 @@ from PIL import Image
 from ray_scene import Thing, World, looking_at
 
 from vismem.cli import main
+from vismem.cli.map import _stop_between_frames
 from vismem.heads import saved_map
 from vismem.heads.reconstruct import MovingMap
 from vismem.streams.rgbd import write_rgbd
@@ -68,7 +69,7 @@ def test_the_call_is_checked(folder, tmp_path, capsys):
         assert told in capsys.readouterr().err
 
 
-def test_a_source_without_depth_is_named(tmp_path, capsys):
+def test_a_source_without_depth_is_named_and_leaves_nothing(tmp_path, capsys, every_frame):
     for n in range(3):
         Image.fromarray(np.full((48, 64, 3), 40 * n, np.uint8)).save(tmp_path / f"{n}.png")
     assert main(["map", str(tmp_path), "--out", str(tmp_path / "out")]) == 3
@@ -178,6 +179,15 @@ def test_ctrl_c_ends_after_the_frame_and_says_how_to_go_on(
     assert "18 frames" in capsys.readouterr().err
     assert files(out) == uninterrupted
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_the_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), _stop_between_frames() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.wait(5)
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.clear()
+        stop.wait(5)
 
 
 def test_a_map_that_exists_is_not_written_over(folder, tmp_path, capsys):

@@ -235,7 +235,11 @@ def test_a_recording_for_rerun_holds_what_the_map_holds(played, tmp_path):
     assert np.array_equal(mesh["Mesh3D:vertex_positions"][0], surface.points)
     triangles = np.array(mesh["Mesh3D:triangle_indices"][0])
     assert len(triangles) == 2 * len(surface.faces)
-    assert np.array_equal(np.sort(triangles[0]), np.sort(surface.faces[0, :3]))
+    corners = surface.faces[0]
+    assert triangles[:2].tolist() == [corners[[0, 1, 2]].tolist(), corners[[0, 2, 3]].tolist()]
+    assert np.array_equal(mesh["Mesh3D:vertex_normals"][0], surface.normals)
+    painted = np.array(mesh["Mesh3D:vertex_colors"][0])  # 0xRRGGBBAA
+    assert np.array_equal(painted >> 24, surface.colors[:, 0])
     assert [time.total_seconds() for time in moving["stream"]] == pytest.approx(
         np.arange(1.4, 2.4, 0.1)
     )

@@ -57,6 +57,11 @@ def test_any_byte_that_changed_is_noticed(saved, tmp_path):
         saved.path.write_bytes(broken)
         with pytest.raises(StoreError, match=r"is damaged .*; remove .* or give another --out"):
             saved.load(MovingMap("8MB"))
+    more = whole.replace(b'frames\\": 3', b'frames\\": 2')
+    assert more != whole
+    saved.path.write_bytes(more)
+    with pytest.raises(StoreError, match="its checksum is wrong"):
+        saved.load(MovingMap("8MB"))
     for end in (0, 7, 100, len(whole) // 2, len(whole) - 1):
         saved.path.write_bytes(whole[:end])
         with pytest.raises(StoreError, match="is damaged"):
