@@ -83,6 +83,9 @@ def test_the_closest_pair_becomes_one_and_no_room_is_left_over() -> None:
     assert held.shrink(3) == 0
     assert sorted(held.held["position"][:, 1].tolist()) == pytest.approx([0, 0, 0.01])
     assert held.held["mass"].sort().values.tolist() == [1, 1, 2] and held.grown == 0
+    two = store(torch.tensor([[0.0, 0, 0], [0.05, 0, 0], [1.0, 0, 0], [1.02, 0, 0]]))
+    two.shrink(3)
+    assert sorted(two.held["position"][:, 0].tolist()) == pytest.approx([0, 0.05, 1.01])
     for most in (250, 101, 7, 1):
         many = store(3 * noise(3, 300, 3))
         assert many.shrink(most) == 0 and len(many) == most
