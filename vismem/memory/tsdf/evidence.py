@@ -21,6 +21,34 @@ def _row_of(voxels: Voxels, x: int, y: int, z: int, memo: np.ndarray) -> int:
 
 
 @njit(cache=True)
+def _empty(
+    voxels: Voxels, row: int, x: int, y: int, z: int, seen_through: int, least: int
+) -> bool:
+    """Whether at least so many of the 27 voxels about one in a row were seen through."""
+    memo = (np.int64(-2), np.int64(-1))
+    count, misses = 0, 0
+    for i in range(x - 1, x + 2):
+        for j in range(y - 1, y + 2):
+            for k in range(z - 1, z + 2):
+                here = row
+                if (i >> 3 != x >> 3) or (j >> 3 != y >> 3) or (k >> 3 != z >> 3):
+                    key = pack(i >> 3, j >> 3, k >> 3)
+                    if memo[0] != key:
+                        memo = (key, np.int64(find(voxels.keys, voxels.slots, key)))
+                    here = memo[1]
+                place = ((i & 7) << 6) | ((j & 7) << 3) | (k & 7)
+                if here >= 0 and voxels.free[here, place] >= seen_through:
+                    count += 1
+                    if count == least:
+                        return True
+                else:
+                    misses += 1
+                    if misses > 27 - least:
+                        return False
+    return count >= least
+
+
+@njit(cache=True)
 def hits(
     voxels: Voxels,
     depth: np.ndarray,
@@ -28,19 +56,20 @@ def hits(
     pose: np.ndarray,
     voxel: float,
     seen_through: int,
+    least: int,
     rest: int,
 ) -> tuple:
     """What is known of each pixel's voxel, ``(H, W)`` uint8 each.
 
     Returns:
-        How many of the 27 voxels around it are empty, 0 where it is not empty itself, 1 at odd
-        pixels where it is; and whether something has been in it for long enough to rest.
+        1 where it is empty, 2 at even pixels where as many of the 27 about it are as well; and
+        whether something has been in it for long enough to rest.
     """
     height, width = depth.shape
     around = np.zeros((height, width), np.uint8)
     rested = np.zeros((height, width), np.uint8)
     fx, fy, cx, cy = camera
-    memo, near = np.array([-2, -1], np.int64), np.array([-2, -1], np.int64)
+    memo = np.array([-2, -1], np.int64)
     for v in range(height):
         for u in range(width):
             d = depth[v, u]
@@ -55,17 +84,8 @@ def hits(
             rested[v, u] = voxels.occupied[row, place] >= rest
             if voxels.free[row, place] < seen_through:
                 continue
-            around[v, u] = 1
-            if v % 2 or u % 2:
-                continue
-            count = 0
-            for n in range(27):
-                a, b, c = i + n // 9 - 1, j + n // 3 % 3 - 1, k + n % 3 - 1
-                other = _row_of(voxels, a, b, c, near)
-                beside = ((a & 7) << 6) | ((b & 7) << 3) | (c & 7)
-                if other >= 0 and voxels.free[other, beside] >= seen_through:
-                    count += 1
-            around[v, u] = count
+            sure = v % 2 == 0 and u % 2 == 0 and _empty(voxels, row, i, j, k, seen_through, least)
+            around[v, u] = 2 if sure else 1
     return around, rested
 
 

@@ -29,6 +29,7 @@ __all__ = ["Look", "MotionDetector"]
 
 DOUBT = 0.5  # of how wrong poses are, in metres at 3 m, that is left after registration
 SETTLED = 0.01  # metres from where the map has a surface, that it lies there
+SURELY = 2  # standard deviations, within which a pose is right as it was given
 RIM = 0.1  # metres that a mask's rim may lie behind its core
 EDGE = 0.06, 0.01  # metres between pixels, and for the square of each metre, that part things
 
@@ -142,6 +143,7 @@ class MotionDetector:
                 still = np.where(self._mask, np.float32(0), still)
             fit = register(self.pool.voxels, view, still, self.config.fuse, self.poses)
             own = fit.motion - self.poses.mean
+            own[np.abs(own) < SURELY * np.sqrt(fit.variance)] = 0  # or exact poses get worse
             view = replace(view, pose=moved(given, own[:3], own[3:]))
         now = Glance.of(time, view) if view.color.size else None
         weak, strong, rested = self._evidence(view, now)
@@ -267,9 +269,10 @@ class MotionDetector:
             view.pose,
             voxel,
             config.seen_through,
+            config.empty_around,
             int(round(config.fuse.rest * 10)),
         )
-        inside = np.repeat(np.repeat(around[::2, ::2] >= config.empty_around, 2, 0), 2, 1)
+        inside = np.repeat(np.repeat(around[::2, ::2] == 2, 2, 0), 2, 1)
         inside = (inside[: around.shape[0], : around.shape[1]] & (around > 0)).astype(np.uint8)
         strong = cv2.morphologyEx(inside, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
         shifted, settled = self._shifted(view, rested, now)
