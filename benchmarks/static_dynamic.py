@@ -49,6 +49,7 @@ CORE = {
     "cubes that grow, query mask",
     "naive dual",
     "dual with a window",
+    "ours in one layer",
     "ours",
     "ours, hard gate",
 }
@@ -131,7 +132,9 @@ def watch(seed: int, frames: int, network: Network | None) -> list[Moment]:
         lasting = room.static_distance(points) < LASTING
         lasting &= room.mover_distance(points, frame.timestamp) > LASTING
         moving = torch.from_numpy(tokens.moving)
-        _, soft = detector.step(frame.depth, frame.intrinsics, frame.pose, frame.timestamp)
+        _, soft = detector.step(
+            frame.depth, frame.intrinsics, frame.pose, frame.timestamp, frame.image
+        )
         found = torch.from_numpy(patch_samples(soft)).float().mean(1)[kept]
         noisy = patch_tokens(shot, seed=seed, noise=NOISY)
         features = {

@@ -355,6 +355,20 @@ class Ours:
         return self.memory.fuse(positions=positions, time=time, motion=said, gate=self.gate)
 
 
+class OneLayer(Ours):
+    """The static layer of `StaticDynamicMemory` for all: nothing is ever said to move."""
+
+    def write(
+        self, features: Tensor, positions: Tensor, time: float, motion: Tensor, view: View | None
+    ) -> None:
+        """See `Policy.write`."""
+        super().write(features, positions, time, torch.zeros_like(motion), view)
+
+    def answer(self, positions: Tensor, time: float, motion: Tensor) -> Tensor:
+        """See `Policy.answer`."""
+        return super().answer(positions, time, torch.zeros_like(motion))
+
+
 OURS: dict[str, Callable[[int, int], Policy]] = {
     "ours": Ours,
     "ours, hard gate": partial(Ours, gate="hard"),
@@ -375,4 +389,5 @@ BASELINES: dict[str, Callable[[int, int], Policy]] = {
     "naive dual": naive_dual,
     "dual of cubes that grow": coarsening_dual,
     "dual with a window": WindowedDual,
+    "ours in one layer": OneLayer,
 }
