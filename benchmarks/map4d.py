@@ -78,10 +78,10 @@ class Stages:
             setattr(motion, name, function)
 
     def _timed(self, name: str, function: Callable) -> Callable:
-        def run(*arguments: Any) -> Any:
+        def run(*arguments: Any, **named: Any) -> Any:
             began = time.process_time()
             try:
-                return function(*arguments)
+                return function(*arguments, **named)
             finally:
                 self.ms[name].append(1000 * (time.process_time() - began))
 

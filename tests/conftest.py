@@ -15,11 +15,15 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
+from hypothesis import settings
 from tiny_encoder import TinyEncoder
 
 from vismem.encoders.embedded import EmbeddedEncoder
 
 pytest.register_assert_rewrite("contract")
+# How long an example takes says how busy the machine is, and no more.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 torch.set_num_threads(1)
 
 

@@ -65,7 +65,7 @@ def test_asking_changes_nothing() -> None:
 times = st.floats(-1e7, 1e7, allow_nan=False)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(times, max_size=40), st.integers(0, 40))
 def test_time_never_runs_backwards_and_survives_a_restart(raws: list[float], cut: int) -> None:
     whole = run(StreamClock(), raws)
@@ -76,7 +76,7 @@ def test_time_never_runs_backwards_and_survives_a_restart(raws: list[float], cut
     assert before + run(StreamClock(**asdict(first)), raws[cut:]) == whole
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.lists(st.floats(0.04, 5.0), min_size=2, max_size=20), st.floats(10.0, 1e5))
 def test_after_a_clock_set_back_steps_are_kept(steps: list[float], back: float) -> None:
     raws = [1e5]

@@ -42,7 +42,7 @@ def same(one: Detections, other: Detections) -> bool:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(detections())
 def test_a_line_of_json_is_read_back_to_the_bit(found: Detections) -> None:
     line = found.to_json()
@@ -50,7 +50,7 @@ def test_a_line_of_json_is_read_back_to_the_bit(found: Detections) -> None:
     assert same(Detections.from_json(line), found)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(detections())
 def test_supervision_and_back(found: Detections) -> None:
     pytest.importorskip("supervision", reason="supervision is not installed")

@@ -21,7 +21,7 @@ def coco(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(code["size"]), "counts": bytes(code["counts"]).decode()}
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(arrays.arrays(bool, shapes, fill=st.booleans()))
 def test_the_code_is_the_one_of_coco_and_goes_back(mask: np.ndarray) -> None:
     code = encode_mask(mask)

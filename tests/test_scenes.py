@@ -143,7 +143,7 @@ frames = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(frames, st.randoms(use_true_random=False))
 def test_however_notes_are_joined_the_sums_are_those_of_the_frames(films, dice) -> None:
     join = join_notes(CONFIG)
@@ -163,7 +163,7 @@ def test_however_notes_are_joined_the_sums_are_those_of_the_frames(films, dice) 
     assert thumbnail_of(slot(text), CONFIG) in {bytes([n]) for n in range(len(films))}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sets(st.integers(0, 30), max_size=8), min_size=1, max_size=8))
 def test_no_note_is_larger_than_the_largest(sights) -> None:
     join = join_notes(CONFIG)
@@ -204,7 +204,7 @@ def test_a_label_of_one_frame_is_doubted() -> None:
     assert score(text, 12) == pytest.approx(odds(0.75 / math.sqrt(12)), rel=1e-4)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.integers(1, 31), st.integers(1, 31), st.booleans())
 def test_the_grid_is_read_from_the_centres_of_its_cells(rows: int, columns: int, half: bool):
     positions = cell_centres(rows, columns)

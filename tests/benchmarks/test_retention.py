@@ -128,7 +128,7 @@ def test_adjacent_merge_joins_the_most_alike_by_weight(bench) -> None:
     assert torch.allclose(merged.entries()[2].tokens.float(), directions[2] * 1.5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     kind=st.sampled_from(["Fifo", "LastFour", "Uniform", "Reservoir", "Adjacent"]),
     side=st.sampled_from([1, 2, 4]),

@@ -170,7 +170,7 @@ def test_ten_thousand_boxes_stay_found_and_memory_stays_bounded():
     assert detector.nbytes < 30_000
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(
         st.lists(
@@ -410,7 +410,7 @@ box = st.tuples(*[st.floats(0, 1)] * 4).map(
 
 
 @given(st.lists(box, max_size=30), st.integers(1, 900), st.integers(1, 900))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_windows_lie_in_the_picture_and_are_few(boxes, width: int, height: int) -> None:
     frame = Frame(np.zeros((height, width, 3), np.uint8), 0.0)
     found = windows(frame, torch.tensor(boxes).reshape(-1, 4))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from vismem.kernels.aggregate import aggregate, cpu, reference
 
-FEW = settings(max_examples=60, deadline=None, derandomize=True)
+FEW = settings(max_examples=60, derandomize=True)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

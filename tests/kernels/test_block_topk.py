@@ -23,7 +23,7 @@ def blocks(
     return query, reps
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     count=st.integers(0, 50),
     heads=st.integers(1, 3),
@@ -56,7 +56,7 @@ def test_layers_are_scored_at_once(rule: str) -> None:
     assert error(found, reference.block_scores(query + 0.3, reps, rule)) < 1e-6
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(seed=st.integers(0, 99))
 def test_bounds_are_never_below_a_key_of_the_block(seed: int) -> None:
     keys, query = normal(9, 4, 2, 5, seed=seed), normal(2, 5, seed=seed + 1)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from vismem.kernels.kmeans import cpu, kmeans_assign, kmeans_update, reference
 
-_settings = settings(max_examples=60, deadline=None, derandomize=True)
+_settings = settings(max_examples=60, derandomize=True)
 sizes = st.tuples(st.integers(0, 40), st.integers(1, 9), st.integers(0, 7), st.integers(0, 10**6))
 
 

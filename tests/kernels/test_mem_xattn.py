@@ -20,7 +20,7 @@ from vismem.kernels.mem_xattn import (
     rotate_axial,
 )
 
-FEW = settings(max_examples=40, deadline=None, derandomize=True)
+FEW = settings(max_examples=40, derandomize=True)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

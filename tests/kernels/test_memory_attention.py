@@ -22,7 +22,7 @@ from vismem.kernels.memory_attention import (
 )
 
 
-@settings(max_examples=120, deadline=None, derandomize=True)
+@settings(max_examples=120, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     count=st.integers(1, 7),
@@ -143,7 +143,7 @@ def test_what_is_not_listed_does_not_matter() -> None:
     assert torch.equal(memory_attention(query, *wild, reads), wanted)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(seed=st.integers(0, 99), shift=st.integers(-1000, 1000))
 def test_order_of_far_entries_and_running_numbers_do_not_matter(seed: int, shift: int) -> None:
     query, keys, values = pages(1, 4, (4, 2), (8, 8), (5, 6), seed=seed)

@@ -62,7 +62,7 @@ def test_whole_pages(count: int, dtype: torch.dtype, device: str) -> None:
     check(parts, Reads.causal(150, count, device), dtype)
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(
     count=st.integers(1, 9),
     ratio=st.integers(1, 5),

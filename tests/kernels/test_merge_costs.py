@@ -18,7 +18,7 @@ def masses(count: int, seed: int = 0) -> Tensor:
     return 0.1 + 50 * torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     count=st.integers(0, 40),
     width=st.integers(0, 33),
@@ -51,7 +51,7 @@ def test_every_row_is_reached_where_the_chunk_ends(count: int) -> None:
     torch.testing.assert_close(costs, exact, rtol=1e-5, atol=0)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(count=st.integers(2, 20), width=st.integers(1, 20), seed=st.integers(0, 99))
 def test_is_symmetric_to_the_bit_and_zero_only_with_itself(
     count: int, width: int, seed: int
@@ -62,7 +62,7 @@ def test_is_symmetric_to_the_bit_and_zero_only_with_itself(
     assert not matrix.diagonal().any()
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(sizes=st.tuples(st.integers(1, 6), st.integers(1, 6)), seed=st.integers(0, 99))
 def test_is_how_much_the_squares_inside_grow(sizes: tuple[int, int], seed: int) -> None:
     """What the cost means, computed from the members."""

@@ -13,7 +13,7 @@ from vismem.kernels import tiled
 from vismem.kernels.product import products
 from vismem.kernels.tiled import attend, pays
 
-FEW = settings(max_examples=60, deadline=None, derandomize=True)
+FEW = settings(max_examples=60, derandomize=True)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

@@ -13,7 +13,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     rows=st.integers(0, 40),
     width=st.integers(1, 33),
@@ -74,7 +74,7 @@ def quantised(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale[:, None]).round().to(torch.int8), scale
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     rows=st.integers(0, 400),
     width=st.integers(1, 33),
@@ -178,7 +178,7 @@ def test_what_is_not_a_number_is_the_largest(rows: int, dtype: torch.dtype) -> N
     assert numbers.tolist() == [0, 1] and bool(scores.isnan().all())
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=20))
 def test_keys_sort_as_scores_do(values: list[float]) -> None:
     scores, where = torch.tensor(values), torch.arange(len(values))

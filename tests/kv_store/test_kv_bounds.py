@@ -32,7 +32,7 @@ from vismem.kv_store.sizes import DiskSizes
 from vismem.store import MemoryStore
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     more=st.integers(0, 60_000),
     budget=st.integers(1_000, 60_000),

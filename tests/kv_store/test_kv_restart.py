@@ -59,7 +59,7 @@ def test_opened_again_after_every_write(path: Path, plain: list[dict[str, Tensor
     memory.close()
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.sets(st.integers(0, WRITES)), st.sets(st.integers(0, WRITES)))
 def test_a_tight_memory_opened_and_sealed_anywhere_is_as_one_that_never_was(
     opened: set[int], sealed: set[int]

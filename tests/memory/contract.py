@@ -27,7 +27,6 @@ Observation = dict[str, Any]  # the arguments of one write: tokens, time and wha
 
 _settings = settings(
     max_examples=20,
-    deadline=None,
     derandomize=True,
     # A line is inherited by the test of every bank.
     suppress_health_check=[HealthCheck.differing_executors],

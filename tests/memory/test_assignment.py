@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vismem.memory.assignment import assign
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.integers(0, 5), st.integers(0, 6), st.integers(0, 10**6), st.booleans())
 def test_no_other_pairing_costs_less(rows: int, columns: int, seed: int, ties: bool) -> None:
     random = np.random.default_rng(seed)

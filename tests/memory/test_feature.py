@@ -227,7 +227,7 @@ def test_another_seed_is_another_choice() -> None:
     assert held[0] == held[1] != held[2]
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(
     st.sampled_from(POLICIES),
     st.integers(0, 9),

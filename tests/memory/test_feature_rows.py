@@ -161,7 +161,7 @@ class Counted:
         return tokens.float() @ self.weight
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.sampled_from(POLICIES), st.integers(0, 12), st.integers(0, 100))
 def test_projections_are_what_is_computed_anew(evict: Any, capacity: int, seed: int) -> None:
     memory, kept = memory_of(capacity, evict=evict, seed=seed), Projections()

@@ -28,7 +28,6 @@ GRIDS = [(1, 1), (1, 7), (7, 1), (3, 3), (2, 4), (1, 2), (3, 1)]
 
 few = settings(
     max_examples=30,
-    deadline=None,
     derandomize=True,
     # StarMemory's test inherits what FlashMemory's has.
     suppress_health_check=[HealthCheck.differing_executors],

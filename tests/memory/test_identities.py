@@ -150,7 +150,7 @@ def test_more_than_there_is_room_for_are_born_by_score() -> None:
     assert identities(most=0).update(torch.stack([X, Y]), 0.0).tolist() == [-1, -1]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(st.integers(0, 9), st.integers(0, 5), st.integers(0, 1000))
 def test_whatever_comes_the_bound_holds_and_ids_are_true(most: int, views: int, seed: int) -> None:
     config = IdentityConfig(dim=8, most=most, views=views)

@@ -71,7 +71,7 @@ def plain_merge(kv: Tensor, saliency: Tensor, count: int) -> tuple[Tensor, list[
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     layers=st.integers(1, 3),
     heads=st.integers(1, 3),
@@ -173,7 +173,7 @@ def test_without_saliency_large_values_are_kept_whatever_the_size_of_their_head(
     assert Keep(0.5)(torch.zeros_like(kv)).kept.tolist() == [[0, 1, 2]]  # nothing to divide by
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     heads=st.integers(1, 3),
     tokens=st.integers(2, 12),

@@ -83,7 +83,7 @@ def expected(numbers: list[int], layer: int, count: int = 6) -> tuple[Tensor, Te
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=25), st.integers(1, 9))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_blocks_are_the_stream_cut_into_equal_parts(counts: list[int], block: int) -> None:
     memory = KVMemory(config(block=block), 2_000_000)
     sinks = tokens(99, 3).reshape(3, 2, 2, 2, 4).permute(1, 2, 3, 0, 4)
@@ -320,7 +320,7 @@ def test_an_old_snapshot_and_a_memory_that_began_anew_do_not_mix() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sets(st.integers(0, 19), min_size=1))), st.data())
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 def test_whatever_is_read_the_tiers_stay_within_their_bounds(asked: Any, data: Any) -> None:
     memory = KVMemory(config(), 2_000_000, hot=hot(filled(1), data.draw(st.integers(0, 5))))
     for number in range(20):

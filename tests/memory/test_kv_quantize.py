@@ -81,7 +81,7 @@ def bound(kv: Tensor, precision: Precision) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("precision", PRECISIONS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     layers=st.integers(1, 3),
     heads=st.integers(1, 3),
@@ -163,7 +163,7 @@ def test_one_token_keeps_its_keys_exactly(precision: Precision) -> None:
 
 @pytest.mark.parametrize("precision", LEVELS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_numbers_near_the_largest_do_not_overflow(
     precision: Precision, dtype: torch.dtype, data: Any

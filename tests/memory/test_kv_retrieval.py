@@ -73,7 +73,7 @@ def test_centred_is_the_cosine_with_what_differs_from_the_line_through_all_keys(
     assert (layer_scores(query, reps) - expected).abs().max() < 5e-3
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 10**6), st.floats(0.01, 100), st.integers(2, 60))
 def test_centred_ignores_bias_and_scale_and_stays_a_cosine(seed: int, scale: float, n: int) -> None:
     query, reps = noise(2, 8, seed=seed), noise(n, 2, 8, seed=seed + 1)
@@ -98,7 +98,7 @@ def test_two_blocks_are_told_apart() -> None:
     assert layer_scores(reps[0], reps).argmax() == 0
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(0, 70), st.integers(1, 40))
 def test_detrend_is_the_running_mean_step_by_step(seed: int, n: int, span: int) -> None:
     scores, keep = noise(2, n, seed=seed), 1 - 1 / (1 + span)
@@ -126,7 +126,7 @@ def test_fuse_is_the_sum_of_reciprocal_ranks() -> None:
     assert torch.allclose(fuse(inner, outer, constant=0)[0], torch.tensor(1 + 1 / 3))
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 50))
 def test_fuse_looks_at_ranks_alone(seed: int, n: int) -> None:
     inner, outer = noise(3, n, seed=seed).double(), noise(n, seed=seed + 1).double()
@@ -166,7 +166,7 @@ def test_detrending_is_of_outside_scores_too() -> None:
 # --- rows
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 12), st.integers(1, 5))
 def test_published_rows(scores: list[int], groups: int, chunk: int) -> None:
     """Also ties, remainders and fewer blocks than asked for."""
@@ -190,7 +190,7 @@ def test_published_is_what_it_says() -> None:
     assert not (how.adaptive or how.neighbours or how.tail or how.detrend)
 
 
-@settings(deadline=None, max_examples=150, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 5),
@@ -249,7 +249,7 @@ def test_ties_go_to_the_oldest() -> None:
     assert all(r.tolist() == [0, 1, 2] for r in rows)
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(20, 60), st.integers(2, 8))
 def test_layers_share_out_as_by_bisection(seed: int, n: int, share: int) -> None:
     """The budgets are those at one mass held by all, but for the bounds of a layer."""

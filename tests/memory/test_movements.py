@@ -141,7 +141,7 @@ def test_an_unknown_place_interrupts_no_way() -> None:
     assert late.path == 0 and late.first.position is None
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(1, 150), st.integers(2, 9))
 def test_waypoints_are_few_and_even(frames: int, room: int) -> None:
     config = MovementConfig(look_dim=DIM, waypoints=room)

@@ -43,7 +43,7 @@ grids = st.tuples(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(grids, max_size=40), st.integers(0, 10_000))
 def test_ids_follow_the_order_of_time_and_never_pass_the_question(
     groups: list[Group], start: int

@@ -112,7 +112,7 @@ def test_expanded_is_handed_on() -> None:
     assert not torch.equal(one.labels, other.labels)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.integers(0, 20), st.integers(1, 6), st.integers(1, 4), st.integers(0, 1000))
 def test_no_weight_is_lost_in_clusters(count: int, slots: int, levels: int, seed: int) -> None:
     noise = torch.Generator().manual_seed(seed)
@@ -198,7 +198,7 @@ RULES: dict[str, Callable[[Tensor, int], Slots]] = {
 
 
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(0, 12), st.integers(1, 5), st.integers(0, 1000))
 def test_slots_hold_what_their_labels_say(rule: str, count: int, slots: int, seed: int) -> None:
     x = torch.randn(count, 2, 3, generator=torch.Generator().manual_seed(seed))

@@ -46,7 +46,7 @@ def rows_and_slots(draw: st.DrawFn) -> tuple[Tensor, Tensor, int]:
     return torch.tensor(values).float().reshape(count, 2, 1), torch.tensor(weights).float(), slots
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(rows_and_slots(), st.integers(0, 99))
 def test_clusters_hold_every_row_once_in_order(
     given_: tuple[Tensor, Tensor, int], seed: int
@@ -124,7 +124,7 @@ def test_a_clustering_with_one_left_over_row_merges_one_pair() -> None:
 # ---------------------------------------------------------------------- search
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 99))
 def test_search_in_blocks_is_search_in_all(patches: int, block: int, seed: int) -> None:
     low, slots = noise(patches, 2, 3, seed=seed), noise(5, 2, 3, seed=seed + 1)

@@ -16,7 +16,7 @@ from vismem.memory.published.positions import (
 )
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4), st.integers(1, 3))
 def test_pooled_pixels_are_those_of_a_smaller_picture(t: int, i: int, j: int, pool: int) -> None:
     h, w = 2 * pool * i, 2 * pool * j

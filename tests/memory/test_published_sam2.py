@@ -11,7 +11,7 @@ from vismem.memory.published.sam2 import nearest_prompted, select_memories
 BANKS = st.lists(st.sampled_from("pt."), min_size=1, max_size=30)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(BANKS, st.integers(0, 29), st.integers(1, 5), st.booleans(), st.integers(2, 8))
 def test_backwards_is_forwards_in_a_mirror(
     bank: list[str], frame: int, stride: int, reverse: bool, memories: int

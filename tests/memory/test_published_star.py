@@ -142,7 +142,7 @@ def with_all_frames(clips: list[Tensor], config: PublishedStarConfig) -> Tensor:
     return torch.cat([part.flatten(0, 1) for part in (abstract, long, current)])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.integers(1, 7), min_size=1, max_size=12),
     st.integers(1, 6),

@@ -257,7 +257,7 @@ def test_what_was_merged_is_not_recent() -> None:
 # ---------------------------------------------------------------------------- what always holds
 
 
-@settings(deadline=None, max_examples=60, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.integers(0, 10**6),
     st.integers(1, 4),
@@ -306,7 +306,7 @@ def test_weights_spans_and_order_are_true_whatever_the_room(
         assert not dropped
 
 
-@settings(deadline=None, max_examples=8, derandomize=True)
+@settings(max_examples=8, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(4 * FRAME, 40 * FRAME))
 def test_shares_are_kept_when_the_budget_is_full(seed: int, budget: int) -> None:
     memory = make(budget)

@@ -61,7 +61,7 @@ def given_of(slots: list[Slot], **how: Any) -> dict[int, tuple[int, bool]]:
 # --------------------------------------------------------------------------- reading
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     shapes=st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=12),
     recent=st.integers(0, 4),
@@ -185,7 +185,7 @@ def test_as_of_a_time_only_what_had_been_seen() -> None:
     assert mean.as_of(9.0) is mean
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     spans=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=9),
     before=st.integers(-1, 10),
@@ -240,7 +240,7 @@ def test_a_query_of_another_width_is_refused(query: Tensor) -> None:
 # --------------------------------------------------------------------------- grids
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     grid=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     target=st.tuples(st.integers(1, 5), st.integers(1, 5)),

@@ -300,7 +300,7 @@ steps = st.tuples(
 )
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     st.lists(steps, min_size=8, max_size=60),
     st.integers(1, 6),
@@ -334,7 +334,7 @@ def test_no_only_witness_goes_while_another_could(
         assert gone in (free or unprompted or {view.source for view in held})
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.lists(steps, min_size=8, max_size=60), st.integers(2, 6))
 def test_the_incremental_bank_is_the_plain_rule(stream: list[Any], most: int) -> None:
     """Against all pairs, looked at anew for every write."""

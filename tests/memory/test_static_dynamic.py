@@ -200,7 +200,7 @@ def test_no_token_is_in_both_layers_and_none_is_lost(axes: int) -> None:
 
 
 @pytest.mark.parametrize("axes", [3, 2, 0])
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(st.integers(2, 400), st.integers(0, 10**6))
 def test_coarsening_keeps_sums(axes: int, count: int, seed: int) -> None:
     memory = StaticDynamicMemory(PLENTY, MODES[axes])

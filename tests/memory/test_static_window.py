@@ -163,6 +163,23 @@ def test_the_window_has_room_for_two_writes_and_never_for_all() -> None:
     assert window.room(0, 100) == window.room(100, 0) == 0
 
 
+def test_means_and_window_share_a_budget_that_is_full() -> None:
+    """Along a corridor of walls, each looked at for a while: more cells than there is room for."""
+    budget = 14_000
+    memory = StaticDynamicMemory(budget, StaticDynamicConfig(DIM, voxel=0.4))
+    rows, looks = [], []
+    for number in range(120):
+        given = wall(number, 1.0, 0.3)
+        given["positions"] = GRID + torch.tensor([1.5 * (number // 8), 0.0, 0.0])
+        memory.write(**given)
+        assert memory.nbytes <= budget
+        rows.append(len(memory._static) + len(memory._window))
+        looks.append(len(memory._window))
+    room = (budget - budget // 5) // memory.config.row_bytes
+    assert min(rows[60:]) > 0.75 * room and min(looks[60:]) > 10
+    assert int(memory.read().weights.sum()) == 12_000
+
+
 def test_a_look_that_is_seen_through_is_gone_at_once() -> None:
     memory = watched(1.0, 0.3)
     assert len(memory._window) > 20

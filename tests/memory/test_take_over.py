@@ -76,7 +76,7 @@ def test_banks_of_one_form_give_each_other_their_means(policy: str, other: str) 
 
 @pairs
 @given(budget=st.one_of(st.integers(0, 3), st.integers(0, 20_000)), count=st.integers(0, 60))
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 def test_the_budget_holds_and_nothing_is_lost_unsaid(
     policy: str, other: str, budget: int, count: int
 ) -> None:

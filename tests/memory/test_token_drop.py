@@ -44,7 +44,7 @@ def test_slow_drift_is_seen_by_ours_and_missed_by_the_published_rule(threshold: 
     assert kept.float().mean() < 0.1  # and still nearly all is dropped
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.integers(0, 10**6), st.floats(-1, 1), st.integers(1, 5), st.integers(1, 8))
 def test_what_is_dropped_is_near_the_last_kept_token(
     seed: int, threshold: float, places: int, width: int
@@ -64,7 +64,7 @@ def test_what_is_dropped_is_near_the_last_kept_token(
         last_kept = torch.where(keep[:, None], frame, last_kept)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 9))
 def test_the_relative_form_drops_the_most_alike(seed: int, share: float, places: int) -> None:
     before, now = noise(3, places, 4, seed=seed), noise(3, places, 4, seed=seed + 1)

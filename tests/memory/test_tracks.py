@@ -26,7 +26,7 @@ def chained(points: Tensor, apart: float) -> Tensor:
     return near
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.integers(1, 4), st.integers(0, 60), st.integers(0, 10**6), st.floats(0.1, 2.0))
 def test_clusters_are_what_chains_of_short_steps_connect(
     axes: int, count: int, seed: int, apart: float
@@ -42,7 +42,7 @@ def test_clusters_are_what_chains_of_short_steps_connect(
         torch.testing.assert_close(centre[number], points[label == number].mean(0))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(st.integers(2, 60), st.integers(0, 10**6))
 def test_the_order_of_points_does_not_matter(count: int, seed: int) -> None:
     points = noise(seed, count, 3)

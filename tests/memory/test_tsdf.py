@@ -55,7 +55,7 @@ def ball_pixels(things):
 # ---------------------------------------------------------------- blocks
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(*[st.integers(-(2**20), 2**20 - 1)] * 3), max_size=20))
 def test_keys_tell_blocks_apart(blocks):
     keys = np.array([pack(*block) for block in blocks], np.int64)
@@ -63,7 +63,7 @@ def test_keys_tell_blocks_apart(blocks):
     assert (keys >= 0).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(40, 300), st.lists(st.sets(st.integers(0, 200), max_size=60), max_size=6))
 def test_a_pool_holds_its_budget_and_gives_up_the_oldest(size, looks):
     pool = BlockPool(size * 1000)

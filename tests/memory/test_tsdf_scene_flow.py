@@ -12,7 +12,14 @@ from vismem.geometry import rigid
 from vismem.memory.tsdf.convex import Parts
 from vismem.memory.tsdf.fuse import View
 from vismem.memory.tsdf.motion import MotionDetector
-from vismem.memory.tsdf.scene_flow import Glance, Glances, part_motion, slid_and_stood
+from vismem.memory.tsdf.scene_flow import (
+    Glance,
+    Glances,
+    _of_camera,
+    _of_parts,
+    part_motion,
+    slid_and_stood,
+)
 
 SIZE, FOCAL = (320, 240), 280.0
 MATRIX = camera(*SIZE, FOCAL)
@@ -90,6 +97,40 @@ def test_the_error_of_a_pose_moves_nothing() -> None:
     assert decided(after, view_of(BOX, OTHER)) == ([True, False], [False, True])
     same = view_of(BOX, OTHER, told=wrong)
     assert decided(same, view_of(BOX, OTHER)) == ([False, False], [True, True])
+
+
+def test_turn_shift_and_gain_are_what_they_are_by_projection() -> None:
+    """The linear rule against points that are really turned and shifted, and projected again."""
+    draws = np.random.default_rng(0)
+    height, width, focal = 40, 60, 50.0
+    pinhole = np.array([focal, focal, 29.5, 19.5])
+    depth = draws.uniform(1, 3, (height, width)).astype(np.float32)
+    value = draws.uniform(50, 200, (height, width, 4)).astype(np.float32)
+    value[..., 3] = depth
+    across, down = draws.normal(0, [3, 3, 3, 0.05], (2, height, width, 4)).astype(np.float32)
+    v, u = np.mgrid[:height, :width]
+    points = np.stack([(u - 29.5) / focal * depth, (v - 19.5) / focal * depth, depth], -1)
+    turn, shift, gain = np.array([2e-4, -1e-4, 3e-4]), np.array([5e-4, -2e-4, 4e-4]), 1e-3
+    for part, rotated in ((False, turn), (True, np.zeros(3))):
+        after = points + np.cross(rotated, points) + shift
+        du, dv = (focal * (after / after[..., 2:] - points / points[..., 2:]))[..., :2].T
+        change = across * du.T[..., None] + down * dv.T[..., None]
+        change[..., :3] += gain * value[..., :3]
+        change[..., 3] -= (after - points)[..., 2]
+        weight = np.ones_like(change)
+        weight[..., 3] = 1e6
+        given = value, across, down, pinhole, change, weight
+        if part:
+            both = np.ones((height, width), np.int32)
+            matrix, right, squares = _of_parts(*given, both, 2, np.zeros(7))
+            found = np.linalg.solve(matrix[1], right[1])
+            assert squares[1] > 0 and not matrix[0].any()
+        else:
+            found = np.linalg.solve(
+                *_of_camera(*given, np.zeros((height, width), bool), np.zeros(7))
+            )
+            assert np.abs(found[:3] - turn).max() < 2e-6
+        assert np.abs(found[-4:-1] - shift).max() < 2e-6 and abs(found[-1] - gain) < 1e-5
 
 
 def test_brighter_light_moves_nothing() -> None:

@@ -275,7 +275,7 @@ OPS = (
 LIMITS = [1.0, 4.0, math.inf]
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     ops=st.lists(st.sampled_from(OPS), max_size=60),
     limit=st.sampled_from(LIMITS),
@@ -498,7 +498,7 @@ def test_what_is_forgotten_is_wiped() -> None:
         assert torch.equal(held._columns[name], empty.expand_as(held._columns[name]))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30, derandomize=True)
 @given(count=st.integers(0, 12), seed=st.integers(0, 9))
 def test_observations_come_back_from_their_state(count: int, seed: int) -> None:
     held = [frame(n, seed) for n in range(count)]

@@ -153,7 +153,7 @@ def test_what_is_read_begins_as_a_copy_of_what_is_there() -> None:
 
 
 @BOTH
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(shift=st.tuples(*[st.floats(-1e6, 1e6)] * 3), seed=st.integers(0, 99))
 def test_only_differences_of_positions_count(
     union: bool, shift: tuple[float, ...], seed: int
@@ -201,7 +201,7 @@ def test_a_mirror_keeps_distances_and_yet_is_seen() -> None:
 
 
 @BOTH
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(times=st.integers(1, 9), seed=st.integers(0, 99))
 def test_a_token_that_counts_for_several_is_as_several(union: bool, times: int, seed: int) -> None:
     net, (tokens, at) = decoder(union=union), now(seed=seed)

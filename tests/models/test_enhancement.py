@@ -17,7 +17,7 @@ from vismem.models.enhancement import (
 )
 from vismem.models.geometry_bias import cell_boxes, pair_features
 
-SIZES = settings(max_examples=30, deadline=None)
+SIZES = settings(max_examples=30)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

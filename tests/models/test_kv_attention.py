@@ -176,7 +176,7 @@ def test_a_window_that_holds_all_is_the_stock_model(family: Family) -> None:
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     st.integers(1, 4),
     st.integers(1, 3),

@@ -18,7 +18,7 @@ from vismem.models.kv_context import Context
 from vismem.models.video_llm import VideoLLM
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=12),
     st.integers(1, 12),

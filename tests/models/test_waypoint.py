@@ -32,7 +32,7 @@ def sampled(heat: list[list[float]], x: float, y: float) -> float:
     return total
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     st.integers(1, 3), st.integers(1, 4), st.integers(1, 7), st.integers(1, 7), st.integers(0, 99)
 )

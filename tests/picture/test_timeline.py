@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vismem.memory.slots import Slot
@@ -106,7 +106,6 @@ class TestAxes:
 
 
 class TestLanes:
-    @settings(deadline=None)
     @given(slots=many_slots(), lanes=st.integers(0, 6))
     def test_none_overlaps_and_only_what_has_no_place_is_missing(
         self, slots: list[Slot], lanes: int
@@ -152,7 +151,6 @@ class TestLanes:
 
 
 class TestTelling:
-    @settings(deadline=None)
     @given(slots=many_slots(), most=st.integers(0, 9))
     def test_some_of_them_in_order_with_the_heaviest(self, slots: list[Slot], most: int):
         shown = telling(slots, AXIS, most, 150.0)

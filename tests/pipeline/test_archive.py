@@ -328,7 +328,7 @@ def small() -> bytes:
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 def test_any_flipped_byte_is_refused_or_harmless(tmp_path_factory, data) -> None:
     folder = tmp_path_factory.mktemp("flip")
     tiny = TinyEncoder()

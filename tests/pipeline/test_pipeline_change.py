@@ -274,7 +274,7 @@ steps = st.lists(
 
 
 @given(steps, st.sampled_from(ALL), st.integers(0, 30_000))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_any_course_of_changes_writes_and_questions(
     course: list[tuple], policy: str, budget: int
 ) -> None:

@@ -135,7 +135,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.sampled_from([*RAW, "segment", "state."]), st.data())
 def test_any_json_in_any_place_is_read_or_refused(key, data):
     value = data.draw(JSON)
@@ -153,7 +153,7 @@ def test_any_json_in_any_place_is_read_or_refused(key, data):
         pass
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.binary(max_size=60))
 def test_garbage_is_refused(data):
     with pytest.raises(StoreError):

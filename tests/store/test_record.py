@@ -105,7 +105,7 @@ def test_every_cut_is_refused(tmp_path):
             map_tensors(path)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused(tmp_path_factory, data):
     read(data, tmp_path_factory.getbasetemp() / "garbage")
@@ -113,7 +113,7 @@ def test_garbage_is_refused(tmp_path_factory, data):
         unpack(data)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, len(RECORD) - 1), st.integers(1, 255))
 def test_a_flipped_byte_never_raises_anything_else(tmp_path_factory, at, flip):
     data = bytearray(RECORD)

@@ -118,9 +118,7 @@ def test_links_are_refused(tmp_path):
         SegmentFile(tmp_path, entry)
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_flipped_byte_in_the_header_is_read_or_refused(tmp_path, data):
     entry = write_segment(tmp_path, "s", DATA)

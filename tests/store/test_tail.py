@@ -103,7 +103,7 @@ def test_zeros_behind_the_end_are_no_records(path):
     assert path.read_bytes() == whole
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.binary(max_size=64), st.integers(0, 3))
 @example(struct.pack("<II", 2**32 - 1, 0), 2)
 @example(struct.pack("<II", 1, 0) + b"x", 2)
@@ -120,7 +120,7 @@ def test_garbage_behind_the_records_is_cut(garbage, count):
         log.close()
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.binary(max_size=100))
 def test_any_file_opens_or_raises_a_store_error(data):
     with tempfile.TemporaryDirectory() as directory:

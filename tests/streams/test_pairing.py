@@ -136,7 +136,7 @@ def test_depth_that_does_not_fit_is_left_out_and_told():
     assert frame.depth is None and "(2, 2), not the picture's size" in notes[0][1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6))
 def test_the_order_in_which_topics_come_does_not_matter(seed):
     """Each topic in its own order, mixed any way: the same pairs."""

@@ -203,7 +203,7 @@ def test_half_of_what_is_seen_is_degraded_and_states_last(vod) -> None:
     assert 0.2 < changed < 0.3
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(st.floats(-1e3, 1e3), st.floats(1, 90))
 def test_a_path_bounces_between_its_ends(vod, position, span) -> None:
     at = vod.render.bounce(torch.tensor(position), torch.tensor(span))
