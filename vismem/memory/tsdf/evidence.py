@@ -21,11 +21,9 @@ def _row_of(voxels: Voxels, x: int, y: int, z: int, memo: np.ndarray) -> int:
 
 
 @njit(cache=True)
-def _empty(
-    voxels: Voxels, row: int, x: int, y: int, z: int, seen_through: int, least: int
-) -> bool:
+def _empty(voxels: Voxels, row: int, x: int, y: int, z: int, seen_through: int, least: int) -> bool:
     """Whether at least so many of the 27 voxels about one in a row were seen through."""
-    memo = (np.int64(-2), np.int64(-1))
+    known, beside = -2, -1  # the block last looked up, and its row
     count, misses = 0, 0
     for i in range(x - 1, x + 2):
         for j in range(y - 1, y + 2):
@@ -33,9 +31,9 @@ def _empty(
                 here = row
                 if (i >> 3 != x >> 3) or (j >> 3 != y >> 3) or (k >> 3 != z >> 3):
                     key = pack(i >> 3, j >> 3, k >> 3)
-                    if memo[0] != key:
-                        memo = (key, np.int64(find(voxels.keys, voxels.slots, key)))
-                    here = memo[1]
+                    if key != known:
+                        known, beside = key, find(voxels.keys, voxels.slots, key)
+                    here = beside
                 place = ((i & 7) << 6) | ((j & 7) << 3) | (k & 7)
                 if here >= 0 and voxels.free[here, place] >= seen_through:
                     count += 1

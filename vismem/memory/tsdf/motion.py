@@ -356,8 +356,8 @@ class MotionDetector:
         count, parts, stats, _ = cv2.connectedComponentsWithStats(inner, connectivity=4)
         area = np.maximum(stats[:, cv2.CC_STAT_AREA], 1)
         flat = parts.ravel()
-        share = np.bincount(flat, strong.ravel(), count) / area
-        still = np.bincount(flat, rested.ravel(), count) / area
+        share = np.bincount(flat[strong.ravel()], minlength=count) / area
+        still = np.bincount(flat[rested.ravel() > 0], minlength=count) / area
         least = config.least_pixels * depth.size / 76800
         moves = (share > config.strong) & (area > least)
         moves[0] = False
