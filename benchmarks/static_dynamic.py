@@ -12,7 +12,7 @@ Who moves is told to all memories alike: by the detector that needs no weights, 
 a mask of recall .6 and precision .8. Features are synthetic codes that ride with their thing, or a
 convolutional network's of the rendered pictures.
 
-Run: ``python benchmarks/static_dynamic.py``, about 15 minutes on one core; ``--quick`` is a check
+Run: ``python benchmarks/static_dynamic.py``, about 50 minutes on one core; ``--quick`` is a check
 of one seed and size.
 """
 
@@ -259,11 +259,11 @@ def main() -> None:
         return
     network = Network()
     streams = [watch(seed, 300, network) for seed in range(options.seeds)]
-    compare(streams, "codes", "detector", [512, 1024], every)
-    compare(streams, "network", "detector", [512, 1024], CORE)
-    for kind, mask in (("codes", "truth"), ("codes", "bad mask"), ("clean codes", "detector")):
+    for kind in ("codes", "network"):
+        for mask in ("detector", "truth"):
+            compare(streams, kind, mask, [256, 512, 1024, 2048], every)
+    for kind, mask in (("codes", "bad mask"), ("clean codes", "detector")):
         compare(streams, kind, mask, [512, 1024], CORE)
-    compare(streams, "codes", "detector", [256, 2048], CORE)
 
 
 if __name__ == "__main__":
