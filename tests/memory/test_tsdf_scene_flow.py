@@ -239,3 +239,18 @@ def test_a_frame_whose_pose_is_lost_is_compared_with_nothing() -> None:
     names = {name for name in held if name.startswith("glances.")}
     assert names and names == {name for name in after if name.startswith("glances.")}
     assert all((held[name] == after[name]).all() for name in names)
+
+
+@pytest.mark.parametrize("size", [(4, 3), (7, 5), (64, 2), (161, 121)])
+def test_pictures_of_any_size_with_nothing_in_them_now_and_then(size: tuple[int, int]) -> None:
+    width, height = size
+    draws, detector = np.random.default_rng(0), MotionDetector("8MB")
+    matrix = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+    for n in range(14):
+        depth = draws.normal(2, 0.005, (height, width)).astype(np.float32)
+        if n in (7, 8):
+            depth[:] = (0.0, np.nan)[n - 7]
+        image = draws.integers(0, 255, (height, width, 3), np.uint8) if n % 5 else None
+        mask, soft = detector.step(depth, matrix, np.eye(4), n / 10, image)
+        assert mask.shape == soft.shape == (height, width)
+        assert not mask.any() and np.isfinite(soft).all() and detector.look.status == "fused"
