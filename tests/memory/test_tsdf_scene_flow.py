@@ -229,6 +229,19 @@ def test_what_was_put_elsewhere_and_stands_moves_no_longer() -> None:
     assert seen[True][0] and not any(seen[True][6:]) and sum(seen[False]) > sum(seen[True])
 
 
+def test_what_is_too_large_for_a_thing_stands_as_well() -> None:
+    """A screen of 1.5 square metres that was pushed back by 8 cm while nobody looked."""
+    screen = Thing("box", "green", (0.0, 1.0, 0.5), (1.5, 0.1, 1.0))
+    pushed = screen.moved(0.0, 1.08, 0.5)
+    own = frame_of(pushed, noise=0).depth != frame_of(noise=0).depth
+    seen = {}
+    for colored in (True, False):
+        _, detector = play([(screen,)] * 8, colored)
+        masks, _ = play([(pushed,)] * 12, colored, start=30, detector=detector)
+        seen[colored] = [mask[own].mean() > 0.3 for mask in masks]
+    assert seen[True][0] and not any(seen[True][6:]) and all(seen[False][:7])
+
+
 def test_a_frame_whose_pose_is_lost_is_compared_with_nothing() -> None:
     _, detector = play([(BOX, OTHER)] * 6, True)
     held = {name: value.clone() for name, value in detector.state_dict().items()}
