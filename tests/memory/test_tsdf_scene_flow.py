@@ -169,6 +169,19 @@ def test_what_moves_is_left_out_of_the_cameras_error() -> None:
     assert abs((way @ EYE[:3, :3].T)[big][0] - 0.04) < 0.012
 
 
+def test_one_thing_that_moves_does_not_pass_for_the_camera() -> None:
+    """Before any mask knows of it, and though it fills a good part of the picture."""
+    near = replace(BOX, at=(-0.2, -0.4, 0.3), size=(0.6, 0.4, 0.6))
+    after, before = (view_of(near.moved(-0.2 + x, -0.4, 0.3), OTHER) for x in (0.05, 0.0))
+    parts = Parts.of(np.ascontiguousarray(after.depth[::2, ::2]), after.camera / 2)
+    own = frame_of(near, OTHER).depth != frame_of(near).depth
+    other = np.bincount(parts.number[own[::2, ::2]])[1:].argmax() + 1
+    big = (frame_of(near).depth != frame_of().depth).mean()
+    now, then = Glance.of(0.5, after), Glance.of(0.1, before)
+    way, _, _ = part_motion(now, then, parts.camera, parts.number, NOWHERE)
+    assert 0.15 < big < 0.4 and np.linalg.norm(way[other]) < 0.006
+
+
 def test_glances_are_few_and_as_old_as_they_should_be() -> None:
     kept, view = Glances(), view_of(BOX)
     ages = []
