@@ -109,7 +109,7 @@ class Map:
         from vismem.heads.reconstruct import MapConfig, MovingMap
         from vismem.heads.saved_map import MapProgress, SavedMap
         from vismem.memory.tsdf.fuse import FuseConfig
-        from vismem.memory.tsdf.motion import MotionConfig
+        from vismem.memory.tsdf.motion_config import MotionConfig
 
         fuse = FuseConfig(self.voxel, 3 * self.voxel, farthest=self.farthest)
         motion = MotionConfig(fuse, register=not self.trust_poses)
