@@ -51,14 +51,12 @@ class Parts:
     Args:
         number: ``(H, W)`` int32 of each pixel's part, 0 at its border and where depth is unknown.
         normal: ``(H, W, 3)`` float32 in the camera's axes.
-        edge: ``(H, W)`` bool, pixels beside a jump in depth.
         depth: ``(H, W)`` float32 metres, 0 where unknown.
         camera: ``(4,)``, focal lengths and principal point in its pixels.
     """
 
     number: np.ndarray
     normal: np.ndarray
-    edge: np.ndarray
     depth: np.ndarray
     camera: np.ndarray
 
@@ -79,7 +77,7 @@ class Parts:
         normal = np.cross(across, down)
         normal /= np.linalg.norm(normal, axis=-1, keepdims=True) + 1e-9
         normal *= np.where((normal * points).sum(-1, keepdims=True) > 0, -1, 1)
-        wall, r = edge.copy(), REACH
+        wall, r = edge, REACH
         for right, left, here in (
             (np.s_[:, 2 * r :], np.s_[:, : -2 * r], np.s_[:, r:-r]),
             (np.s_[2 * r :, :], np.s_[: -2 * r, :], np.s_[r:-r, :]),
@@ -90,7 +88,7 @@ class Parts:
         wall[:r] = wall[-r:] = wall[:, :r] = wall[:, -r:] = True  # where no corner can be seen
         inside = (~wall & (depth > 0)).astype(np.uint8)
         number = cv2.connectedComponents(inside, connectivity=4)[1]
-        return cls(number, normal.astype(np.float32), edge, depth, camera)
+        return cls(number, normal.astype(np.float32), depth, camera)
 
     @cached_property
     def area(self) -> np.ndarray:
