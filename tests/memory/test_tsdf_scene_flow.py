@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from ray_scene import Thing, World, camera, looking_at
@@ -182,6 +183,38 @@ def test_one_thing_that_moves_does_not_pass_for_the_camera() -> None:
     assert 0.15 < big < 0.4 and np.linalg.norm(way[other]) < 0.006
 
 
+def test_another_picture_on_a_thing_that_stands_is_no_motion() -> None:
+    """No shift explains it, so that what fits it best is believed no more."""
+    before, after = view_of(BOX, OTHER), view_of(BOX, OTHER)
+    own = frame_of(BOX, OTHER, noise=0).depth != frame_of(OTHER, noise=0).depth
+    draws = np.random.default_rng(3)
+    small = draws.normal(0, 1, (30, 40, 3)).astype(np.float32)
+    pattern = 110 + 40 * cv2.resize(small, SIZE, interpolation=cv2.INTER_CUBIC)
+    shown = np.where(own[..., None], np.clip(pattern, 0, 255), after.color).astype(np.uint8)
+    slid, stood = decided(replace(after, color=shown), before)
+    assert slid == [False, False] and stood[1]
+
+
+def test_what_was_not_there_or_hardly_seen_is_compared_with_nothing() -> None:
+    after, before = view_of(BOX, OTHER), view_of(OTHER)
+    now, then, parts, one, other = looked_at(after, before)
+    _, _, number = part_motion(now, then, parts.camera, parts.number, NOWHERE)
+    # The floor that was there is nearer than 7 cm to the box where they meet, and only there.
+    assert number[one] < 0.2 * parts.area[one] and number[other] > 0.5 * parts.area[other]
+    moved, still = view_of(moved_by(0.04, 0.004, 0), OTHER), view_of(BOX, OTHER)
+    now, then, parts, one, other = looked_at(moved, still)
+    y, x = (int(np.median(where)) for where in np.nonzero(parts.number == one))
+    few = np.zeros_like(then.depth)
+    few[y - 3 : y + 3, x - 3 : x + 3] = then.depth[y - 3 : y + 3, x - 3 : x + 3]
+    hidden = replace(
+        then, depth=np.where(parts.whole(np.arange(len(parts.area)) == one), few, then.depth)
+    )
+    way, _, number = part_motion(now, hidden, parts.camera, parts.number, NOWHERE)
+    slid, stood = slid_and_stood(now, hidden, parts, NOWHERE, least=0.001, deviations=0.01)
+    assert 0 < number[one] <= 25 and np.linalg.norm(way[one]) > 0.001
+    assert not slid[one] and not stood[one]
+
+
 def test_glances_are_few_and_as_old_as_they_should_be() -> None:
     kept, view = Glances(), view_of(BOX)
     ages = []
@@ -280,3 +313,16 @@ def test_pictures_of_any_size_with_nothing_in_them_now_and_then(size: tuple[int,
         mask, soft = detector.step(depth, matrix, np.eye(4), n / 10, image)
         assert mask.shape == soft.shape == (height, width)
         assert not mask.any() and np.isfinite(soft).all() and detector.look.status == "fused"
+
+
+def test_a_state_without_a_part_of_a_glance_is_refused_and_changes_nothing() -> None:
+    _, detector = play([(BOX, OTHER)] * 6, True)
+    state = detector.state_dict()
+    for name in ("glances.0.color", "glances.1.pose"):
+        _, other = play([(BOX,)] * 3, True)
+        held = {key: value.clone() for key, value in other.state_dict().items()}
+        with pytest.raises(ValueError, match=r"glances"):
+            other.load_state_dict({key: value for key, value in state.items() if key != name})
+        after = other.state_dict()
+        assert held.keys() == after.keys()
+        assert all((held[key] == after[key]).all() for key in held)

@@ -231,8 +231,9 @@ class MotionDetector:
             part, _, rest = name.partition(".")
             if part in parts:
                 parts[part][rest] = column
+        glances = Glances.of_state(parts["glances"])
         self.pool.load_state_dict(parts["pool"])
-        self._glances.load_state_dict(parts["glances"])
+        self._glances = glances
         self.look, self._view = None, None
         self.frames, self.lost, self.poses.frames = state["counts"].tolist()
         numbers = state["numbers"].numpy()

@@ -95,15 +95,23 @@ class Glances:
                 state[f"{n}.{name}"] = torch.from_numpy(getattr(glance, name).copy())
         return state
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state_dict` gave."""
-        self._kept = [
-            Glance(
-                float(state[f"{n}.time"]),
-                *(state[f"{n}.{name}"].numpy().copy() for name in ("color", "depth", "pose")),
-            )
-            for n in range(len(state) // 4)
-        ]
+    @classmethod
+    def of_state(cls, state: Mapping[str, Tensor]) -> Glances:
+        """Those whose `state_dict` it is.
+
+        Raises:
+            ValueError: If it is incomplete.
+        """
+        glances = cls()
+        for n in sorted({int(name.partition(".")[0]) for name in state}):
+            try:
+                time, *parts = (state[f"{n}.{part}"] for part in ("time", "color", "depth", "pose"))
+            except KeyError as error:
+                raise ValueError(
+                    f"the state's glances hold no {error}; it is incomplete"
+                ) from error
+            glances._kept.append(Glance(float(time), *(part.numpy().copy() for part in parts)))
+        return glances
 
 
 def part_motion(
@@ -246,7 +254,10 @@ def _of_camera(
     moving: np.ndarray,
     guess: np.ndarray,
 ) -> tuple:
-    """Normal equations of turn, shift and gain that all share, about a guess, with Huber's loss."""
+    """Normal equations of turn, shift and gain that all share, about a guess.
+
+    Beyond `OUT` deviations from it a pixel counts by the inverse square: what moves by itself.
+    """
     matrix, right, row = np.zeros((7, 7)), np.zeros(7), np.zeros(7)
     fx, fy, cx, cy = camera
     for v in range(1, value.shape[0], 2):
